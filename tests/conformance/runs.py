@@ -1,0 +1,99 @@
+"""Runs many cases at a time on both servers and compares what they observed."""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from tests.conformance import recordings
+from tests.conformance.harness import Endpoint, Json, Mark, observe
+from tests.conformance.servers import conductor, podium, version_of
+
+Mode = Literal["both", "oracle", "ours", "record"]
+
+# The real server shares the machine with us and its SQLite has one writer; most cases only wait.
+THREADS = 8
+
+
+@dataclass
+class Runs:
+    """The observations of one test session, each started as soon as a thread is free."""
+
+    mode: Mode
+    cache: Path
+    stack: ExitStack = field(default_factory=ExitStack)
+    oracle: dict[str, Future[Json]] = field(default_factory=dict)
+    ours: dict[str, Future[Json]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    version: str = ""
+
+    def __enter__(self) -> Runs:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stack.close()
+
+    def begin(self, marks: list[Mark]) -> None:
+        """Start the servers and all cases."""
+        record = self.mode == "record"
+        asked = [m for m in marks if m.recorded == record] if self.mode != "ours" else []
+        own = marks if self.mode in ("both", "ours") else []
+        if asked:
+            endpoint = self.stack.enter_context(conductor())
+            self.version = version_of(endpoint)
+            self.oracle = self.submit(asked, endpoint)
+        if own:
+            # Recorded ones first: they are those that wait long.
+            own = sorted(own, key=lambda mark: not mark.recorded)
+            self.ours = self.submit(own, self.stack.enter_context(podium()))
+
+    def submit(self, marks: list[Mark], endpoint: Endpoint) -> dict[str, Future[Json]]:
+        pool = ThreadPoolExecutor(THREADS, thread_name_prefix=endpoint.kind)
+        self.stack.callback(pool.shutdown, cancel_futures=True)
+        return {mark.name: pool.submit(self.timed, mark, endpoint) for mark in marks}
+
+    def timed(self, mark: Mark, endpoint: Endpoint) -> Json:
+        began = time.monotonic()
+        try:
+            return observe(mark, endpoint)
+        finally:
+            self.seconds[f"{mark.name} on {endpoint.kind}"] = time.monotonic() - began
+
+    def check(self, mark: Mark) -> None:
+        """Raise if the servers differ, or what either answered contradicts the case itself."""
+        if self.mode == "record":
+            recordings.write(mark.name, self.version, self.oracle[mark.name].result())
+            return
+        expected = self.expected(mark)
+        if self.mode == "oracle":
+            return
+        observed = self.ours[mark.name].result()
+        if expected is None:
+            return
+        if mark.difference is None:
+            assert observed == expected
+        else:
+            assert observed != expected, f"no difference any more: {mark.difference}"
+
+    def expected(self, mark: Mark) -> Json:
+        """What the real server observed; None if that is unknown (only when it is not asked)."""
+        if mark.recorded:
+            return recordings.read(mark.name)
+        kept = self.cache / f"{mark.name}.json"
+        if mark.name in self.oracle:
+            observation = self.oracle[mark.name].result()
+            kept.write_text(json.dumps(observation))
+            # As read back: a tuple is a list and a key a string on both sides.
+            return json.loads(json.dumps(observation))
+        return json.loads(kept.read_text()) if kept.exists() else None

@@ -1,0 +1,122 @@
+"""The two servers a run talks to: given by environment variables, else started for the run."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from tests.conformance.harness import Endpoint
+
+ROOT = Path(__file__).parents[2]
+
+# Both servers see these, so that cases can ask for secrets and environment values. A server given
+# by CONDUCTOR_URL may lack them: cases that need them are recorded ones.
+ENVIRONMENT = {
+    "CONDUCTOR_ENV_CONFORMANCE": "from-env",
+    "CONDUCTOR_ENV_CONFORMANCE_JSON": '{"a": {"b": 7}}',
+    "CONDUCTOR_SECRET_CONFORMANCE": "from-secret",
+}
+
+
+@contextmanager
+def conductor() -> Iterator[Endpoint]:
+    """The real server: the one at CONDUCTOR_URL, or one started here."""
+    url = os.environ.get("CONDUCTOR_URL")
+    if url:
+        with endpoint_of("conductor", url) as endpoint:
+            yield endpoint
+        return
+    port = free_port()
+    script = ROOT / "ops" / "conductor_up.sh"
+    started = subprocess.run(
+        [str(script), str(port)],
+        env=os.environ | ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=600,
+    )
+    found = re.search(r"pid (\d+)", started.stdout)
+    assert found, started.stdout
+    try:
+        with endpoint_of("conductor", f"http://127.0.0.1:{port}") as endpoint:
+            yield endpoint
+    finally:
+        os.kill(int(found.group(1)), signal.SIGTERM)
+
+
+@contextmanager
+def podium() -> Iterator[Endpoint]:
+    """Our server: the one at PODIUM_URL, or one started here on a temporary folder."""
+    url = os.environ.get("PODIUM_URL")
+    if url:
+        with endpoint_of("podium", url) as endpoint:
+            yield endpoint
+        return
+    port = free_port()
+    command = Path(sys.executable).parent / "podium"
+    with tempfile.TemporaryDirectory(prefix="podium-conformance-") as data:
+        log_path = Path(data) / "server.log"
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                [str(command), "serve", "--port", str(port), "--data", data],
+                env=os.environ | ENVIRONMENT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            wait_healthy(f"http://127.0.0.1:{port}", process, log_path)
+            with endpoint_of("podium", f"http://127.0.0.1:{port}") as endpoint:
+                yield endpoint
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextmanager
+def endpoint_of(kind: str, url: str) -> Iterator[Endpoint]:
+    base = url.rstrip("/")
+    base = base if base.endswith("/api") else f"{base}/api"
+    limits = httpx.Limits(max_connections=64)
+    with httpx.Client(timeout=60, trust_env=False, limits=limits) as client:
+        yield Endpoint("podium" if kind == "podium" else "conductor", base, client)
+
+
+def version_of(endpoint: Endpoint) -> str:
+    """What the server says its version is."""
+    return endpoint.client.get(f"{endpoint.base}/version").text.strip()
+
+
+def wait_healthy(root: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{root}/health", timeout=2, trust_env=False).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.05)
+        if process.poll() is not None:
+            break
+    raise RuntimeError(f"podium does not serve:\n{log.read_text()[-3000:]}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

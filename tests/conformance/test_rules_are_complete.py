@@ -1,0 +1,57 @@
+"""rules.toml says of each of the 289 rules how it is kept, and every case it names exists."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+from tests.conformance import recordings
+from tests.conformance.harness import Json, load_cases
+
+HERE = Path(__file__).parent
+SEMANTICS = HERE.parents[1] / "docs" / "conductor" / "semantics.md"
+KINDS = {"case", "difference", "inside", "later"}
+
+
+def entries() -> dict[int, Json]:
+    with (HERE / "rules.toml").open("rb") as file:
+        return {int(number): entry for number, entry in tomllib.load(file)["rules"].items()}
+
+
+def test_every_rule_has_an_entry() -> None:
+    numbers = re.findall(r"^(\d+)\. ", SEMANTICS.read_text(), re.MULTILINE)
+    assert {int(number) for number in numbers} == set(entries()) == set(range(1, 290))
+
+
+def test_every_entry_is_of_a_known_kind_and_says_why_or_names_cases() -> None:
+    for number, entry in entries().items():
+        assert entry["kind"] in KINDS, (number, entry)
+        if entry["kind"] in ("case", "difference"):
+            assert entry["cases"], number
+        if entry["kind"] != "case":
+            assert entry["why"], number
+
+
+def test_every_case_of_an_entry_exists_and_is_marked_with_the_rule() -> None:
+    marks = load_cases()
+    for number, entry in entries().items():
+        named = [marks[name] for name in entry.get("cases", [])]
+        assert all(number in mark.rules for mark in named), (number, entry)
+        if entry["kind"] == "difference":
+            assert any(mark.difference for mark in named), (number, entry)
+
+
+def test_every_case_is_named_by_the_entries_of_its_rules() -> None:
+    by_rule = entries()
+    for mark in load_cases().values():
+        assert mark.rules, mark.name
+        for number in mark.rules:
+            assert mark.name in by_rule[number].get("cases", []), (number, mark.name)
+
+
+def test_every_recording_belongs_to_a_case_and_is_unedited() -> None:
+    wanted = {name for name, mark in load_cases().items() if mark.recorded}
+    assert recordings.all_names() == wanted
+    for name in wanted:
+        recordings.read(name)
