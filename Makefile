@@ -1,0 +1,65 @@
+# The two commands to know: `make run` and `make test`. `make help` lists the rest.
+
+PYTHON ?= python3
+PORT   ?= 8080
+ORDERS ?= 200
+EXIT   ?=
+DATA   ?= data
+
+BIN    := .venv/bin
+STAMP  := .venv/.installed
+SUITES := $(BIN)/python ops/run_suites.py
+
+MAKEFLAGS += --no-print-directory
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check contract conformance e2e chaos bench services lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## create .venv with everything in it
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Podium needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import ensurepip' 2> /dev/null || { echo "Python cannot make virtual environments here: apt-get install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/pip || { echo "setup: creating .venv"; $(PYTHON) -m venv --clear .venv; }
+	@echo "setup: installing Podium and its tools into .venv (a minute or two, the first time)"
+	@$(BIN)/pip install --quiet --retries 5 --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+run: setup ## the engine and the order demo (ORDERS=200 EXIT= PORT=8080 DATA=data)
+	@$(BIN)/python ops/run_demo.py --port $(PORT) --data $(DATA) --orders $(ORDERS) $(if $(EXIT),--exit)
+
+test: setup services ## all tests; one line per suite at the end
+	@$(SUITES) --no-skips
+
+check: setup ## format, lint, types and unit tests: the quick round
+	@$(SUITES) lint types unit
+
+contract: setup ## each store and queue port against every implementation
+	@$(SUITES) contract
+
+conformance: setup services ## the same requests to the real Conductor and to ours
+	@$(SUITES) conformance
+
+e2e: setup ## real processes, the official SDK, hostile input
+	@$(SUITES) e2e
+
+chaos: setup ## kill -9 under load, then count what was acknowledged
+	@$(SUITES) chaos
+
+bench: setup ## throughput and CPU per workflow of one process, next to nothing else
+	@$(BIN)/python ops/run_bench.py
+
+services: ## install Redis, a JDK and Maven by apt (the tests need them)
+	@./ops/services.sh
+
+lock: ## write constraints.txt anew from the newest versions that fit pyproject.toml
+	@rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet --editable '.[dev]'
+	@build/lock/bin/pip freeze --exclude-editable > constraints.txt && rm -rf build/lock
+
+clean: ## remove .venv, caches and reports; the data folder stays
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
