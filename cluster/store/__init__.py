@@ -1,0 +1,1 @@
+"""The stores: their ports, and one folder per implementation."""

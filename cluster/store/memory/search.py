@@ -1,0 +1,71 @@
+"""Summaries in a dictionary; every question looks at all of them."""
+
+from collections.abc import Sequence
+
+from cluster.ids import WorkflowId
+from cluster.store.ports import Summary
+
+
+class MemorySearchIndex:
+    """SearchIndex."""
+
+    def __init__(self) -> None:
+        self._summaries: dict[WorkflowId, tuple[Summary, int]] = {}
+
+    async def write(self, summaries: Sequence[tuple[Summary, int]]) -> None:
+        for summary, revision in summaries:
+            standing = self._summaries.get(summary.workflow_id)
+            if standing is None or revision > standing[1]:
+                self._summaries[summary.workflow_id] = (summary, revision)
+
+    async def remove(self, removed: Sequence[tuple[WorkflowId, int]]) -> None:
+        for workflow_id, upto in removed:
+            standing = self._summaries.get(workflow_id)
+            if standing is not None and standing[1] <= upto:
+                del self._summaries[workflow_id]
+
+    async def running(
+        self, name: str, *, version: int | None, start_ms: int, end_ms: int, limit: int
+    ) -> Sequence[WorkflowId]:
+        found = sorted(
+            (summary.start_ms, summary.workflow_id)
+            for summary in self._of(name)
+            if summary.is_running
+            and version in (None, summary.version)
+            and start_ms <= summary.start_ms < end_ms
+        )
+        return [workflow_id for _, workflow_id in found[:limit]]
+
+    async def correlated(
+        self, name: str, correlation_id: str, *, include_closed: bool, limit: int
+    ) -> Sequence[WorkflowId]:
+        found = sorted(
+            summary.workflow_id
+            for summary in self._of(name)
+            if summary.correlation_id == correlation_id and (include_closed or summary.is_running)
+        )
+        return found[:limit]
+
+    async def by_definition(
+        self,
+        name: str,
+        *,
+        version: int | None,
+        statuses: Sequence[str],
+        start_ms: int,
+        end_ms: int,
+        after: WorkflowId | None,
+        limit: int,
+    ) -> Sequence[Summary]:
+        found = [
+            summary
+            for summary in self._of(name)
+            if version in (None, summary.version)
+            and (not statuses or summary.status in statuses)
+            and start_ms <= summary.start_ms < end_ms
+            and (after is None or summary.workflow_id > after)
+        ]
+        return sorted(found, key=lambda summary: summary.workflow_id)[:limit]
+
+    def _of(self, name: str) -> list[Summary]:
+        return [summary for summary, _ in self._summaries.values() if summary.name == name]
