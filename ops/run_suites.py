@@ -104,7 +104,7 @@ def run_tests(suite: Suite) -> Outcome:
     status = run([*command, f"--junitxml={report}"], suite.deadline_s)
     outcome = read_report(report) if report.exists() else Outcome()
     if status != 0 and outcome.failed == 0:
-        # Nothing failed and yet pytest is not content: no tests, low coverage, a crash, the deadline.
+        # No test failed and yet pytest is not content: no tests, low coverage, a crash, no time.
         outcome.failed = 1
         outcome.note = why(status, suite)
     return outcome
@@ -112,9 +112,7 @@ def run_tests(suite: Suite) -> Outcome:
 
 def run(command: list[str], deadline_s: int) -> int | None:
     """Exit status of the command, None if it had to be killed at its deadline."""
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True
-    )
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         return process.wait(deadline_s)
     except subprocess.TimeoutExpired:
