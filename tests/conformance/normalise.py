@@ -44,7 +44,9 @@ class Normaliser:
         if key in DURATIONS:
             return "<duration>"
         # A stamp near to now is a time under any key. 0 stays: it says "not yet".
-        return "<time>" if abs(value - time.time() * 1000) < DAY_MS else value
+        if abs(value - time.time() * 1000) < DAY_MS:
+            return "<time>"
+        return float(f"{value:.12g}") if isinstance(value, float) else value
 
     def mapping(self, value: dict[Any, Any]) -> dict[str, Any]:
         # Sorted, so that ids are numbered alike on both sides. Keys that are ids themselves sort

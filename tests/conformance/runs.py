@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Literal
 
 from tests.conformance import recordings
-from tests.conformance.harness import Endpoint, Json, Mark, observe
+from tests.conformance.harness import Endpoint, Json, Mark, Overdue, observe
 from tests.conformance.servers import conductor, podium, version_of
 
 Mode = Literal["both", "oracle", "ours", "record"]
@@ -67,6 +67,12 @@ class Runs:
         began = time.monotonic()
         try:
             return observe(mark, endpoint)
+        except Overdue:
+            if endpoint.kind == "podium":
+                raise
+            # On a busy SQLite the real server drops the push of a task to its queue now and then
+            # (rule 19); its sweeper repairs that after 30 s, which no case waits for.
+            return observe(mark, endpoint)
         finally:
             self.seconds[f"{mark.name} on {endpoint.kind}"] = time.monotonic() - began
 
@@ -83,6 +89,8 @@ class Runs:
             return
         if mark.difference is None:
             assert observed == expected
+            # 1 == True in Python, not in JSON.
+            assert booleans(observed) == booleans(expected)
         else:
             assert observed != expected, f"no difference any more: {mark.difference}"
 
@@ -97,3 +105,12 @@ class Runs:
             # As read back: a tuple is a list and a key a string on both sides.
             return json.loads(json.dumps(observation))
         return json.loads(kept.read_text()) if kept.exists() else None
+
+
+def booleans(value: Json) -> Json:
+    """The value with each boolean as text."""
+    if isinstance(value, dict):
+        return {key: booleans(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [booleans(item) for item in value]
+    return f"<{value}>" if isinstance(value, bool) else value

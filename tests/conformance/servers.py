@@ -41,7 +41,8 @@ def conductor() -> Iterator[Endpoint]:
     script = ROOT / "ops" / "conductor_up.sh"
     started = subprocess.run(
         [str(script), str(port)],
-        env=os.environ | ENVIRONMENT,
+        # With its default of 1 GB it ran out of memory after some hundred cases.
+        env={"HEAP": "3g"} | os.environ | ENVIRONMENT,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
