@@ -1,0 +1,472 @@
+"""Long polls: parked until a task comes, answered in the order they came.
+
+The polls of one queue stand in a line. Only the poll that has the line's turn looks into the queue;
+the others cost a future each, and an entry in one heap of deadlines. A wake gives the turn to the
+first of the line, who passes it on only if there is more. So a push of n tasks wakes as many polls
+as it takes to carry them, and nobody polls the queue while nothing happens.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
+from itertools import count
+from typing import Protocol
+
+import msgspec
+
+from cluster.clock import Clock
+from cluster.errors import InvalidRequest, Overloaded
+from cluster.ids import TaskId
+from cluster.metrics import NO_DOMAIN, Metrics
+from cluster.store.queue_ports import Limits, QueueItem, TaskQueues, queue_name
+
+TIMEOUT_MS_MAX = 5000
+COUNT_MAX = 1000
+PARKED_MAX = 50_000
+POLLED_QUEUES_MAX = 10_000
+
+# How often at least a parked poll looks again when a due time is known: the clock may be set.
+_RETRY_MS_MAX = 1000
+# Looks in a row that found only tasks their owners did not want handed out, before others run.
+_ROUNDS_MAX = 50
+
+
+class HandOver(msgspec.Struct, frozen=True, gc=False):
+    """What the owner noted for a task that goes to a worker."""
+
+    start_time_ms: int
+    """Of the first hand-over of this attempt."""
+    update_time_ms: int
+    poll_count: int
+    queue_wait_ms: int
+    """From scheduling to the first hand-over."""
+
+
+class TaskOwner(Protocol):
+    """The shards, as far as polls need them. Neither method may raise."""
+
+    def hand_over(
+        self, task_id: TaskId, *, delivery: int, worker_id: str | None, at_ms: int
+    ) -> HandOver | None:
+        """Note that a worker gets this delivery: IN_PROGRESS. None = it is not to be handed out
+        (ended, or another delivery stands): its queue forgets it."""
+
+    def take_back(self, task_id: TaskId, *, delivery: int) -> None:
+        """The worker never got this delivery: SCHEDULED again."""
+
+
+class PollData(msgspec.Struct, frozen=True, gc=False):
+    """Who polled a queue last."""
+
+    task_type: str
+    domain: str | None
+    worker_id: str | None
+    last_poll_ms: int
+
+
+class Polled:
+    """What one poll got; `bodies` are JSON objects, ready to be joined by commas."""
+
+    __slots__ = ("bodies", "items", "queue")
+
+    def __init__(self, queue: str) -> None:
+        self.queue = queue
+        self.bodies: list[bytes] = []
+        self.items: list[QueueItem] = []
+
+
+class PollDesk:
+    """All polls that this node answers."""
+
+    def __init__(
+        self,
+        *,
+        queues: TaskQueues,
+        owner: TaskOwner,
+        clock: Clock,
+        metrics: Metrics,
+        limits_of: Callable[[str], Limits | None],
+        fragment_of: Callable[[str], bytes],
+        complete: Callable[[QueueItem], bytes],
+    ) -> None:
+        """`limits_of` a task type; `fragment_of` a key, as JSON members (`"workflowTask":{…},…`);
+        `complete` the payload of an item that is marked incomplete. None of them may raise."""
+        self._queues = queues
+        self._owner = owner
+        self._clock = clock
+        self._metrics = metrics
+        self._limits_of = limits_of
+        self._fragment_of = fragment_of
+        self._complete = complete
+        self._lines: dict[str, _Line] = {}
+        self._deadlines = _Deadlines(clock)
+        self._poll_data: dict[tuple[str, str | None], PollData] = {}
+        self._unsaved: set[tuple[str, str | None]] = set()
+        self._parked = metrics.polls_parked.of()
+        self._closed = False
+        queues.watch(self._wake)
+
+    async def poll(
+        self,
+        *,
+        task_type: str,
+        domain: str | None,
+        worker_id: str | None,
+        count: int,
+        timeout_ms: int,
+        connected: Callable[[], bool] = lambda: True,
+    ) -> Polled:
+        """Up to `count` tasks for a worker, as soon as there is one; none after `timeout_ms`.
+
+        Cancelled, it loses nothing. A client that has gone (`connected` says False) gets nothing;
+        whoever cannot write what is returned calls `hand_back`. Raises InvalidRequest above
+        5 s, Overloaded when too many polls are parked.
+        """
+        if timeout_ms > TIMEOUT_MS_MAX:
+            raise InvalidRequest("Long Poll Timeout value cannot be more than 5 seconds")
+        request = _Request(task_type, domain or None, worker_id, count, connected)
+        self._note(request)
+        if self._closed or count < 1:
+            return Polled(request.queue)
+        line = self._lines.get(request.queue)
+        first = line is None
+        if line is None:
+            line = self._lines[request.queue] = _Line(request.queue)
+        try:
+            if first:
+                polled = await self._look(request, line)
+                if polled.bodies or timeout_ms <= 0:
+                    return polled
+            return await self._stand(request, line, timeout_ms, front=first)
+        finally:
+            self._forget(line)
+
+    async def hand_back(self, polled: Polled) -> None:
+        """The answer could not be written: its tasks wait again at once, at the head."""
+        items, polled.items, polled.bodies = polled.items, [], []
+        for item in items:
+            self._owner.take_back(item.task_id, delivery=item.delivery)
+        if items:
+            await self._queues.hand_back(polled.queue, items)
+
+    def last_poll(self, task_type: str, domain: str | None) -> PollData | None:
+        """The last poll this node has seen of a queue."""
+        return self._poll_data.get((task_type, domain or None))
+
+    def poll_data(self, task_type: str | None = None) -> list[PollData]:
+        """The last poll of each queue this node has seen, of one task type or of all."""
+        known = self._poll_data.values()
+        return [data for data in known if task_type is None or data.task_type == task_type]
+
+    def drain_poll_data(self) -> list[PollData]:
+        """What is new since the last call, to be saved."""
+        unsaved, self._unsaved = self._unsaved, set()
+        return [self._poll_data[key] for key in unsaved]
+
+    def close(self) -> None:
+        """Answer all polls at once with nothing, those that still come too."""
+        self._closed = True
+        for line in self._lines.values():
+            line.close()
+        self._deadlines.close()
+
+    async def _stand(
+        self, request: "_Request", line: "_Line", timeout_ms: int, *, front: bool
+    ) -> Polled:
+        """Wait in line for the turn, as often as it takes; look a last time when time is up."""
+        if self._parked.value >= PARKED_MAX and not front:
+            raise Overloaded("Too many long polls are waiting on this node; try again later")
+        waiting = _Waiting(self._clock.monotonic_ms() + timeout_ms)
+        self._parked.inc()
+        try:
+            while True:
+                in_time = await self._wait(waiting, line, front=front)
+                if self._closed or (line.taken and not in_time):
+                    return Polled(line.queue)
+                # A missed wake must not cost more than one poll: the last look is for that.
+                polled = await self._look(request, line)
+                if polled.bodies or not in_time or not request.connected():
+                    return polled
+                front = True
+        finally:
+            waiting.over = True
+            self._parked.inc(-1)
+
+    async def _wait(self, waiting: "_Waiting", line: "_Line", *, front: bool) -> bool:
+        """True with the line's turn, False when time is up or the desk closes."""
+        if waiting.over or self._closed:
+            return False
+        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        waiting.turn = turn
+        line.enter(waiting, front=front)
+        self._deadlines.add(waiting)
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.result():
+                line.taken = False
+                line.next()
+            raise
+        finally:
+            line.polls.pop(waiting, None)
+
+    async def _look(self, request: "_Request", line: "_Line") -> Polled:
+        """With the turn: take what is there, then pass the turn on if there is more."""
+        again_ms: int | None = 0
+        polled = Polled(line.queue)
+        try:
+            while request.connected():
+                line.begin()
+                again_ms = await self._take(request, polled)
+                if polled.bodies or not (line.news or _has_come(again_ms, self._clock.now_ms())):
+                    break
+            return polled
+        except BaseException:
+            await self.hand_back(polled)
+            raise
+        finally:
+            line.taken = False
+            now_ms = self._clock.now_ms()
+            if line.news or _has_come(again_ms, now_ms):
+                line.next()
+            elif again_ms is not None:
+                line.retry_at(again_ms, now_ms)
+
+    async def _take(self, request: "_Request", polled: Polled) -> int | None:
+        """Move tasks from the queue to `polled`; returns when there may be more."""
+        task_type, queue = request.task_type, polled.queue
+        limits = self._limits_of(task_type)
+        for rounds in count(1):
+            now_ms = self._clock.now_ms()
+            room = request.count - len(polled.items)
+            popped = await self._queues.pop(queue, count=room, now_ms=now_ms, limits=limits)
+            try:
+                refused = self._hand_over(popped.items, request, polled, now_ms)
+            except BaseException:
+                left = [item for item in popped.items if item not in polled.items]
+                await self._queues.hand_back(queue, left)
+                raise
+            if refused:
+                await self._queues.acknowledge({queue: refused})
+            if not refused or len(polled.items) >= request.count:
+                break
+            if rounds % _ROUNDS_MAX == 0:
+                await asyncio.sleep(0)
+        if polled.bodies:
+            domain = request.domain or NO_DOMAIN
+            self._metrics.task_poll_count.of(task_type, domain).inc(len(polled.bodies))
+        if popped.cut_by == "rate":
+            self._metrics.task_rate_limited.of(task_type).inc()
+        elif popped.cut_by == "concurrent":
+            self._metrics.task_concurrent_execution_limited.of(task_type).inc()
+        return popped.again_ms
+
+    def _hand_over(
+        self, items: Sequence[QueueItem], request: "_Request", polled: Polled, now_ms: int
+    ) -> list[TaskId]:
+        """Add to `polled` what its owner lets go; returns what it does not."""
+        refused: list[TaskId] = []
+        for item in items:
+            handed = self._owner.hand_over(
+                item.task_id, delivery=item.delivery, worker_id=request.worker_id, at_ms=now_ms
+            )
+            if handed is None:
+                refused.append(item.task_id)
+            else:
+                polled.items.append(item)
+                polled.bodies.append(self._answer(item, handed, request))
+        return refused
+
+    def _answer(self, item: QueueItem, handed: HandOver, request: "_Request") -> bytes:
+        if handed.poll_count == 1:
+            self._metrics.task_queue_wait.of(request.task_type).observe(handed.queue_wait_ms / 1000)
+        return (
+            b'%b,"status":"IN_PROGRESS","startTime":%d,"updateTime":%d,"pollCount":%d,%b'
+            b'"callbackAfterSeconds":0,"queueWaitTime":%d,%b}'
+        ) % (
+            self._complete(item) if item.incomplete else item.payload,
+            handed.start_time_ms,
+            handed.update_time_ms,
+            handed.poll_count,
+            request.worker_json,
+            handed.queue_wait_ms,
+            self._fragment_of(item.fragment),
+        )
+
+    def _wake(self, queue: str, at_ms: int) -> None:
+        line = self._lines.get(queue)
+        if line is None:
+            return
+        now_ms = self._clock.now_ms()
+        if line.taken:
+            line.news = True
+        elif at_ms <= now_ms:
+            line.next()
+        else:
+            line.retry_at(at_ms, now_ms)
+
+    def _forget(self, line: "_Line") -> None:
+        if not line.taken and not line.polls and self._lines.get(line.queue) is line:
+            line.close()
+            del self._lines[line.queue]
+
+    def _note(self, request: "_Request") -> None:
+        self._metrics.task_poll.of(request.task_type).inc()
+        key = (request.task_type, request.domain)
+        known = self._poll_data.pop(key, None)
+        if known is None and len(self._poll_data) >= POLLED_QUEUES_MAX:
+            oldest = next(iter(self._poll_data))
+            del self._poll_data[oldest]
+            self._unsaved.discard(oldest)
+            self._metrics.poll_data_dropped.of().inc()
+        self._poll_data[key] = PollData(*key, request.worker_id, self._clock.now_ms())
+        self._unsaved.add(key)
+
+
+class _Request:
+    """One poll."""
+
+    __slots__ = ("connected", "count", "domain", "queue", "task_type", "worker_id", "worker_json")
+
+    def __init__(
+        self,
+        task_type: str,
+        domain: str | None,
+        worker_id: str | None,
+        count: int,
+        connected: Callable[[], bool],
+    ) -> None:
+        self.task_type = task_type
+        self.domain = domain
+        self.queue = queue_name(task_type, domain)
+        self.worker_id = worker_id
+        self.count = min(count, COUNT_MAX)
+        self.connected = connected
+        self.worker_json = b""
+        if worker_id is not None:
+            try:
+                self.worker_json = b'"workerId":%b,' % msgspec.json.encode(worker_id)
+            except UnicodeEncodeError:
+                raise InvalidRequest("workerid is no valid text") from None
+
+
+class _Waiting:
+    """One parked poll."""
+
+    __slots__ = ("deadline_ms", "listed", "over", "turn")
+
+    def __init__(self, deadline_ms: int) -> None:
+        self.deadline_ms = deadline_ms
+        self.listed = False
+        self.over = False
+        """Answered, or its time is up."""
+        self.turn: asyncio.Future[bool]
+
+
+class _Line:
+    """The polls that wait for one queue. It exists while it has any."""
+
+    __slots__ = ("_retry", "_retry_ms", "news", "polls", "queue", "taken")
+
+    def __init__(self, queue: str) -> None:
+        self.queue = queue
+        self.polls: OrderedDict[_Waiting, None] = OrderedDict()
+        self.taken = False
+        """A poll has the turn: it looks into the queue, or is about to."""
+        self.news = False
+        """A wake came since that poll began to look."""
+        self._retry: asyncio.TimerHandle | None = None
+        self._retry_ms = 0
+
+    def enter(self, waiting: _Waiting, *, front: bool) -> None:
+        self.polls[waiting] = None
+        if front:
+            self.polls.move_to_end(waiting, last=False)
+
+    def begin(self) -> None:
+        """Whoever has the turn looks into the queue now."""
+        self.taken, self.news = True, False
+
+    def next(self) -> None:
+        """Give the turn to the first poll that still waits."""
+        while self.polls:
+            waiting, _ = self.polls.popitem(last=False)
+            if not waiting.turn.done():
+                self.taken = True
+                waiting.turn.set_result(True)
+                return
+
+    def retry_at(self, at_ms: int, now_ms: int) -> None:
+        """Give somebody the turn at `at_ms`, if not before."""
+        at_ms = min(at_ms, now_ms + _RETRY_MS_MAX)
+        if self._retry is not None:
+            if self._retry_ms <= at_ms:
+                return
+            self._retry.cancel()
+        self._retry_ms = at_ms
+        loop = asyncio.get_running_loop()
+        self._retry = loop.call_later((at_ms - now_ms) / 1000, self._retry_now)
+
+    def _retry_now(self) -> None:
+        self._retry = None
+        if self.taken:
+            self.news = True
+        else:
+            self.next()
+
+    def close(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        for waiting in self.polls:
+            if not waiting.turn.done():
+                waiting.turn.set_result(False)
+
+
+class _Deadlines:
+    """When parked polls have waited long enough: one heap and one timer for all."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._heap: list[tuple[int, int, _Waiting]] = []
+        self._arrivals = count()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ms = 0
+
+    def add(self, waiting: _Waiting) -> None:
+        if waiting.listed:
+            return
+        waiting.listed = True
+        heappush(self._heap, (waiting.deadline_ms, next(self._arrivals), waiting))
+        if self._timer is None or waiting.deadline_ms < self._timer_ms:
+            self._arm(waiting.deadline_ms)
+
+    def _arm(self, at_ms: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_ms = at_ms
+        delay_ms = max(at_ms - self._clock.monotonic_ms(), 0)
+        self._timer = asyncio.get_running_loop().call_later(delay_ms / 1000, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        now_ms = self._clock.monotonic_ms()
+        heap = self._heap
+        while heap and (heap[0][0] <= now_ms or heap[0][2].over):
+            waiting = heappop(heap)[2]
+            waiting.over = True
+            if not waiting.turn.done():
+                waiting.turn.set_result(False)
+        if heap:
+            self._arm(heap[0][0])
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        self._heap.clear()
+
+
+def _has_come(at_ms: int | None, now_ms: int) -> bool:
+    return at_ms is not None and at_ms <= now_ms
