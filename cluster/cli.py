@@ -1,0 +1,83 @@
+"""The command `podium`. Each command checks what it was given and calls one function."""
+
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from cluster import __version__
+from cluster.logs import set_up_logs
+from cluster.settings import InvalidSettings, Settings, load_settings, settings_page
+from cluster.urls import MemoryUrl, SqliteUrl, parse_queue_url, parse_store_url, without_password
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def main() -> None:
+    """An engine for Conductor workflows."""
+
+
+@main.command()
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="TCP port of the API.  [default: 8080]")
+@click.option("--data", metavar="DIR", help="Folder for the state of this node.  [default: ./data]")
+@click.option("--store", metavar="URL", help="Where workflows are kept.  [default: SQLite in DIR]")
+@click.option("--queue", metavar="URL", help="Where tasks wait.  [default: memory://]")
+@click.option("--config", metavar="FILE", type=click.Path(path_type=Path), help="Settings as TOML.")
+def serve(
+    host: str | None,
+    port: int | None,
+    data: str | None,
+    store: str | None,
+    queue: str | None,
+    config: Path | None,
+) -> None:
+    """Run the engine until SIGTERM or Ctrl-C."""
+    flags = {
+        "host": host,
+        "port": port,
+        "data_dir": data,
+        "store_url": store,
+        "queue_url": queue,
+    }
+    try:
+        settings = load_settings(config=config, flags=flags)
+    except InvalidSettings as error:
+        give_up(str(error))
+    refuse_what_is_not_built(settings)
+
+    set_up_logs(node_id=settings.node_id, level=settings.log_level)
+    # Late: `podium version` need not load the whole engine.
+    from cluster.node.app import serve as serve_node
+
+    try:
+        serve_node(settings)
+    except OSError as error:
+        # The port is taken, the data folder cannot be written: the user's to mend, not a defect.
+        give_up(str(error))
+
+
+@main.command()
+def version() -> None:
+    """Print the version."""
+    click.echo(__version__)
+
+
+@main.command()
+def settings() -> None:
+    """Print every setting with its default and meaning, as Markdown."""
+    click.echo(settings_page(), nl=False)
+
+
+def refuse_what_is_not_built(settings: Settings) -> None:
+    if not isinstance(parse_store_url(settings.store_url), SqliteUrl | MemoryUrl):
+        url = without_password(settings.store_url)
+        give_up(f"store_url {url}: Cassandra is not served yet; use sqlite:///DIR/podium.db")
+    if not isinstance(parse_queue_url(settings.queue_url), MemoryUrl):
+        url = without_password(settings.queue_url)
+        give_up(f"queue_url {url}: Redis is not served yet; use memory://")
+
+
+def give_up(message: str) -> NoReturn:
+    click.echo(f"podium: {message}", err=True)
+    sys.exit(2)

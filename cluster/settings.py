@@ -1,0 +1,286 @@
+"""Every setting, with default, unit and meaning; the only reader of the process environment."""
+
+import difflib
+import os
+import tomllib
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from cluster.urls import InvalidUrl, parse_queue_url, parse_store_url, without_password
+
+PREFIX = "PODIUM_"
+SECRET_PREFIX = "CONDUCTOR_SECRET_"
+ENVIRONMENT_PREFIX = "CONDUCTOR_ENV_"
+
+MIB = 1024 * 1024
+
+
+class InvalidSettings(Exception):
+    """A setting that cannot be used; the message says which, where it was set, and what to do."""
+
+
+def about(text: str, unit: str = "", **limits: Any) -> msgspec.Meta:
+    return msgspec.Meta(description=text, extra={"unit": unit}, **limits)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What `podium serve` runs with. Make it by `load_settings`, which also checks it."""
+
+    host: Annotated[str, about("Address to listen on; 0.0.0.0 for all.", min_length=1)] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, about("TCP port of the API; 0 takes a free one.", ge=0, le=65535)] = 8080
+    data_dir: Annotated[str, about("Folder for what this node keeps on disk.", min_length=1)] = (
+        "./data"
+    )
+    store_url: Annotated[
+        str,
+        about(
+            "Where workflows are kept: `sqlite:///DIR/podium.db`, "
+            "`cassandra://h1,h2:9042/keyspace`, or `memory://`, which forgets all at exit. "
+            "Empty: SQLite in `data_dir`."
+        ),
+    ] = ""
+    queue_url: Annotated[
+        str,
+        about(
+            "Where tasks wait for workers: `memory://` (in this process), `redis://h:6379/0`, "
+            "`redis-sentinel://h1,h2/master`, `redis-cluster://h1,h2`."
+        ),
+    ] = "memory://"
+    node_id: Annotated[
+        str,
+        about(
+            "Name of this node, the same after a restart and unlike any other node's.",
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
+        ),
+    ] = "node-1"
+    shard_count: Annotated[
+        int,
+        about(
+            "Slices that the workflows are divided into: a power of two, fixed when the store is "
+            "first used.",
+            ge=1,
+            le=65536,
+        ),
+    ] = 256
+
+    checkpoint_interval_ms: Annotated[
+        int, about("Time between two write-backs of changed workflows.", "ms", ge=10)
+    ] = 1000
+    checkpoint_bytes: Annotated[
+        int, about("Changed bytes that start a write-back before its time.", "bytes", ge=4096)
+    ] = 8 * MIB
+    log_entry_bytes: Annotated[
+        int, about("Size at which an entry of the commit log is closed.", "bytes", ge=4096)
+    ] = 256 * 1024
+    log_segment_bytes: Annotated[
+        int, about("Size of the piece in which the commit log is dropped.", "bytes", ge=4096)
+    ] = 16 * MIB
+
+    lease_ttl_ms: Annotated[
+        int, about("Silence after which other nodes take a node for dead.", "ms", ge=100)
+    ] = 5000
+    lease_renew_ms: Annotated[
+        int, about("Time between two renewals of a node's lease.", "ms", ge=10)
+    ] = 1500
+    heartbeat_ms: Annotated[
+        int, about("Time between two signs of life to the other nodes.", "ms", ge=10)
+    ] = 1000
+
+    execution_cache_bytes: Annotated[
+        int, about("Memory for open workflows; what is idle is put out.", "bytes", ge=MIB)
+    ] = 256 * MIB
+    body_bytes_max: Annotated[int, about("Largest request body.", "bytes", ge=1024)] = 10 * MIB
+    task_output_bytes_max: Annotated[
+        int, about("Largest output of one task, as JSON.", "bytes", ge=1024)
+    ] = 3 * MIB
+    workflow_payload_bytes_max: Annotated[
+        int, about("Largest input, and largest output, of a workflow.", "bytes", ge=1024)
+    ] = 5 * MIB
+    open_tasks_max: Annotated[int, about("Open tasks of one workflow.", "tasks", ge=1)] = 100_000
+
+    script_time_limit_ms: Annotated[
+        int, about("Time that one script or jq program may take.", "ms", ge=1)
+    ] = 4000
+    script_memory_bytes: Annotated[
+        int, about("Memory that one script may take.", "bytes", ge=MIB)
+    ] = 32 * MIB
+    script_workers: Annotated[
+        int, about("Processes that evaluate scripts and jq.", "processes", ge=1, le=64)
+    ] = 2
+
+    idempotency_ttl_days: Annotated[
+        int, about("How long an idempotency key is remembered.", "days", ge=1)
+    ] = 7
+    owner_email_mandatory: Annotated[
+        bool, about("Refuse workflow and task definitions without `ownerEmail`.")
+    ] = False
+    shutdown_timeout_ms: Annotated[
+        int, about("Time for requests in flight when the server is told to stop.", "ms", ge=0)
+    ] = 10_000
+
+    log_level: Annotated[
+        str,
+        about(
+            "Least urgent log lines to write: `debug`, `info` or `warning`.",
+            pattern="^(debug|info|warning)$",
+        ),
+    ] = "info"
+
+    # Not settings of the server but values for workflows: see SECRET_PREFIX and ENVIRONMENT_PREFIX.
+    secrets: Mapping[str, str] = {}
+    environment: Mapping[str, str] = {}
+
+    def __repr__(self) -> str:
+        """Fit for a log: no secrets, no passwords."""
+        shown = {name: getattr(self, name) for name in NAMES}
+        for name in ("store_url", "queue_url"):
+            shown[name] = without_password(shown[name])
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+TYPES = {
+    name: hint
+    for name, hint in typing.get_type_hints(Settings, include_extras=True).items()
+    if name not in ("secrets", "environment")
+}
+NAMES = tuple(TYPES)
+
+
+def load_settings(
+    *,
+    config: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Defaults, overridden by the TOML file, by PODIUM_… variables, by flags, in this order.
+
+    `environ` defaults to that of the process; a flag that is None was not given.
+    Raises InvalidSettings.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    if config is not None:
+        for name, value in read_toml(config).items():
+            refuse_unknown(name, source=f"{config}: {name}")
+            values[name] = checked(name, value, f"{config}: {name}")
+    for variable, text in environ.items():
+        if variable.startswith(PREFIX):
+            name = variable.removeprefix(PREFIX).lower()
+            refuse_unknown(name, source=variable, spell=lambda name: PREFIX + name.upper())
+            values[name] = checked(name, text, variable, is_text=True)
+    for name, value in (flags or {}).items():
+        if value is not None:
+            values[name] = checked(name, value, name)
+    values["store_url"] = values.get("store_url") or default_store_url(
+        values.get("data_dir", "./data")
+    )
+    settings = Settings(
+        **values,
+        secrets=with_prefix(environ, SECRET_PREFIX),
+        environment=with_prefix(environ, ENVIRONMENT_PREFIX),
+    )
+    check_together(settings)
+    return settings
+
+
+def default_store_url(data_dir: str) -> str:
+    return f"sqlite:///{data_dir.rstrip('/')}/podium.db"
+
+
+def read_toml(config: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(config.read_text())
+    except OSError as error:
+        raise InvalidSettings(f"cannot read {config}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidSettings(f"{config} is not TOML: {error}") from error
+
+
+def refuse_unknown(name: str, *, source: str, spell: Callable[[str], str] = str) -> None:
+    if name in TYPES:
+        return
+    close = difflib.get_close_matches(name, NAMES, n=1)
+    advice = f"did you mean {spell(close[0])}?" if close else "`podium settings` lists them all"
+    raise InvalidSettings(f"{source}: there is no such setting; {advice}")
+
+
+def checked(name: str, value: Any, source: str, *, is_text: bool = False) -> Any:
+    """The value in the setting's type. `is_text`: "8080" is a number and "true" a truth value."""
+    try:
+        return msgspec.convert(value, TYPES[name], strict=not is_text)
+    except msgspec.ValidationError as error:
+        shown = without_password(value) if isinstance(value, str) else value
+        raise InvalidSettings(f"{source} is {shown!r}: {error}") from error
+
+
+def check_together(settings: Settings) -> None:
+    """What no single value shows."""
+    for name, parse in (("store_url", parse_store_url), ("queue_url", parse_queue_url)):
+        try:
+            parse(getattr(settings, name))
+        except InvalidUrl as error:
+            raise InvalidSettings(f"{name}: {error}") from error
+    if settings.shard_count & (settings.shard_count - 1):
+        raise InvalidSettings(f"shard_count is {settings.shard_count}: it must be a power of two")
+    if settings.lease_renew_ms * 2 > settings.lease_ttl_ms:
+        raise InvalidSettings(
+            f"lease_renew_ms is {settings.lease_renew_ms}: it must be at most half of "
+            f"lease_ttl_ms ({settings.lease_ttl_ms}), or one lost renewal loses the lease"
+        )
+    if settings.log_entry_bytes > settings.log_segment_bytes:
+        raise InvalidSettings(
+            f"log_entry_bytes is {settings.log_entry_bytes}: it must be at most "
+            f"log_segment_bytes ({settings.log_segment_bytes})"
+        )
+
+
+def with_prefix(environ: Mapping[str, str], prefix: str) -> dict[str, str]:
+    return {
+        variable.removeprefix(prefix): value
+        for variable, value in environ.items()
+        if variable.startswith(prefix) and variable != prefix
+    }
+
+
+def settings_page() -> str:
+    """docs/settings.md, whole."""
+    rows = [row(name) for name in NAMES]
+    return PAGE.format(rows="\n".join(rows))
+
+
+def row(name: str) -> str:
+    meta = next(part for part in typing.get_args(TYPES[name]) if isinstance(part, msgspec.Meta))
+    kind = typing.get_args(TYPES[name])[0].__name__
+    default = next(
+        field.default for field in msgspec.structs.fields(Settings) if field.name == name
+    )
+    shown = {"": "empty", True: "`true`", False: "`false`"}.get(default, f"`{default}`")
+    unit = (meta.extra or {}).get("unit") or {"int": "number", "str": "text", "bool": "yes/no"}[
+        kind
+    ]
+    return f"| `{name}` | {shown} | {unit} | {meta.description} |"
+
+
+PAGE = """# Settings
+
+Written by `podium settings`; change `cluster/settings.py`, not this page.
+
+Each setting can stand in a TOML file (`podium serve --config FILE`) under the name given here, in
+the environment as `PODIUM_` and the name in capitals (`PODIUM_PORT=9090`), and some as a flag
+(`podium serve --help`). A flag beats the environment, the environment beats the file, the file
+beats the default. A name that is not in this list is refused.
+
+| Setting | Default | Unit | Meaning |
+|---|---|---|---|
+{rows}
+
+Workflows may read two more groups of environment variables of the server, and no others:
+`CONDUCTOR_SECRET_NAME` is `${{workflow.secrets.NAME}}`, and `CONDUCTOR_ENV_NAME` is
+`${{workflow.env.NAME}}`.
+"""

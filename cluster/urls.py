@@ -1,0 +1,151 @@
+"""The addresses of stores and queues: text to parts and no further; nothing is opened here."""
+
+import re
+from urllib.parse import unquote
+
+import msgspec
+
+
+class InvalidUrl(ValueError):
+    """Not an address of a store or a queue; the message says what one looks like."""
+
+
+class Host(msgspec.Struct, frozen=True):
+    name: str
+    port: int
+
+
+class Login(msgspec.Struct, frozen=True):
+    user: str
+    password: str
+
+    def __repr__(self) -> str:
+        return f"Login(user={self.user!r}, password='***')"
+
+
+class MemoryUrl(msgspec.Struct, frozen=True):
+    """Everything is in this process and gone when it ends."""
+
+
+class SqliteUrl(msgspec.Struct, frozen=True):
+    path: str
+    """As written: relative to the working directory unless it begins with a slash."""
+
+
+class CassandraUrl(msgspec.Struct, frozen=True):
+    hosts: tuple[Host, ...]
+    keyspace: str
+    login: Login | None
+
+
+class RedisUrl(msgspec.Struct, frozen=True):
+    host: Host
+    database: int
+    login: Login | None
+
+
+class RedisSentinelUrl(msgspec.Struct, frozen=True):
+    sentinels: tuple[Host, ...]
+    master: str
+    login: Login | None
+
+
+class RedisClusterUrl(msgspec.Struct, frozen=True):
+    hosts: tuple[Host, ...]
+    login: Login | None
+
+
+StoreUrl = SqliteUrl | CassandraUrl | MemoryUrl
+QueueUrl = MemoryUrl | RedisUrl | RedisSentinelUrl | RedisClusterUrl
+
+STORES = "memory://, sqlite:///DIR/podium.db or cassandra://h1,h2:9042/keyspace"
+QUEUES = "memory://, redis://h:6379/0, redis-sentinel://h1,h2/master or redis-cluster://h1,h2"
+
+SHAPE = re.compile(r"^([a-z][a-z-]*)://(?:([^@/]*)@)?([^/]*)(?:/(.*))?$", re.DOTALL)
+HOST_NAME = re.compile(r"^(?:[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])$")
+KEYSPACE = re.compile(r"^[A-Za-z][A-Za-z0-9_]{0,47}$")
+CASSANDRA_PORT, REDIS_PORT, SENTINEL_PORT = 9042, 6379, 26379
+
+
+def parse_store_url(url: str) -> StoreUrl:
+    """Raises InvalidUrl."""
+    scheme, login, hosts, path = split(url, STORES)
+    match scheme:
+        case "memory":
+            if login or hosts or path:
+                raise wrong(url, STORES)
+            return MemoryUrl()
+        case "sqlite":
+            if login or hosts or not path or path.endswith("/"):
+                raise wrong(
+                    url, "sqlite:///DIR/podium.db, or sqlite:////DIR/podium.db from the root"
+                )
+            return SqliteUrl(path)
+        case "cassandra":
+            if not KEYSPACE.match(path):
+                raise wrong(url, "cassandra://h1,h2:9042/keyspace")
+            return CassandraUrl(parse_hosts(url, hosts, CASSANDRA_PORT), path, login)
+        case _:
+            raise wrong(url, STORES)
+
+
+def parse_queue_url(url: str) -> QueueUrl:
+    """Raises InvalidUrl."""
+    scheme, login, hosts, path = split(url, QUEUES)
+    match scheme:
+        case "memory":
+            if login or hosts or path:
+                raise wrong(url, QUEUES)
+            return MemoryUrl()
+        case "redis":
+            found = parse_hosts(url, hosts, REDIS_PORT)
+            if len(found) != 1 or not re.fullmatch(r"[0-9]{0,4}", path):
+                raise wrong(url, "redis://h:6379/0 (one host, and the number of a database)")
+            return RedisUrl(found[0], int(path or 0), login)
+        case "redis-sentinel":
+            if not path or "/" in path:
+                raise wrong(url, "redis-sentinel://h1,h2/master")
+            return RedisSentinelUrl(parse_hosts(url, hosts, SENTINEL_PORT), path, login)
+        case "redis-cluster":
+            if path:
+                raise wrong(url, "redis-cluster://h1,h2 (a Redis Cluster has no databases)")
+            return RedisClusterUrl(parse_hosts(url, hosts, REDIS_PORT), login)
+        case _:
+            raise wrong(url, QUEUES)
+
+
+def without_password(url: str) -> str:
+    """The address as it may be shown."""
+    # Up to the last @: a password may hold what its writer forgot to encode.
+    return re.sub(r"://.*@", "://***@", url, flags=re.DOTALL)
+
+
+def split(url: str, wanted: str) -> tuple[str, Login | None, str, str]:
+    found = SHAPE.match(url)
+    if found is None:
+        raise wrong(url, wanted)
+    scheme, login, hosts, path = found.groups(default="")
+    if not login:
+        return scheme, None, hosts, path
+    user, _, password = login.partition(":")
+    return scheme, Login(unquote(user), unquote(password)), hosts, path
+
+
+def parse_hosts(url: str, hosts: str, default_port: int) -> tuple[Host, ...]:
+    """`h1,h2:9042`: a port counts for its own host; the others get the default."""
+    return tuple(parse_host(url, host, default_port) for host in hosts.split(","))
+
+
+def parse_host(url: str, host: str, default_port: int) -> Host:
+    name, port = host, str(default_port)
+    if re.search(r":[0-9]*$", host) and (host.count(":") == 1 or "]:" in host):
+        name, _, port = host.rpartition(":")
+    if not HOST_NAME.match(name):
+        raise wrong(url, f"a host where {host!r} stands")
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise wrong(url, f"a port between 1 and 65535 where {host!r} stands")
+    return Host(name, int(port))
+
+
+def wrong(url: str, wanted: str) -> InvalidUrl:
+    return InvalidUrl(f"{without_password(url)!r} is no address; wanted: {wanted}")

@@ -1,0 +1,235 @@
+"""Where a setting comes from, what is refused, and that the page in docs/ is the present one."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.cli import main
+from cluster.settings import NAMES, InvalidSettings, Settings, load_settings, settings_page
+from cluster.urls import (
+    CassandraUrl,
+    Host,
+    InvalidUrl,
+    Login,
+    MemoryUrl,
+    QueueUrl,
+    RedisClusterUrl,
+    RedisSentinelUrl,
+    RedisUrl,
+    SqliteUrl,
+    StoreUrl,
+    parse_queue_url,
+    parse_store_url,
+    without_password,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "podium.toml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_make_a_server_that_keeps_its_state_in_data() -> None:
+    settings = load_settings(environ={})
+    assert settings.store_url == "sqlite:///./data/podium.db"
+    assert settings == Settings(store_url="sqlite:///./data/podium.db")
+
+
+@pytest.mark.parametrize(
+    ("data_dir", "store_url"),
+    [
+        ("x", "sqlite:///x/podium.db"),
+        ("/srv/podium/", "sqlite:////srv/podium/podium.db"),
+        ("/", "sqlite:////podium.db"),
+    ],
+)
+def test_the_default_store_lies_in_the_data_folder(data_dir: str, store_url: str) -> None:
+    settings = load_settings(environ={}, flags={"data_dir": data_dir})
+    assert settings.store_url == store_url
+    assert parse_store_url(store_url) == SqliteUrl(f"{data_dir.rstrip('/')}/podium.db")
+
+
+def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path) -> None:
+    config = write(tmp_path, "port = 1\nhost = 'h'\nscript_workers = 3")
+    environ = {"PODIUM_PORT": "2", "PODIUM_HOST": "i"}
+    flags = {"port": 4, "host": None}
+    settings = load_settings(config=config, environ=environ, flags=flags)
+    assert (settings.port, settings.host, settings.script_workers) == (4, "i", 3)
+
+
+def test_text_of_the_environment_becomes_numbers_and_truth_values() -> None:
+    environ = {"PODIUM_SHARD_COUNT": "16", "PODIUM_OWNER_EMAIL_MANDATORY": "true"}
+    settings = load_settings(environ=environ)
+    assert settings.shard_count == 16
+    assert settings.owner_email_mandatory is True
+
+
+def test_secrets_and_environment_are_the_variables_with_conductors_prefixes() -> None:
+    environ = {"CONDUCTOR_SECRET_key": "s", "CONDUCTOR_ENV_REGION": "eu", "HOME": "/root"}
+    settings = load_settings(environ=environ)
+    assert settings.secrets == {"key": "s"}
+    assert settings.environment == {"REGION": "eu"}
+
+
+def test_neither_secrets_nor_passwords_are_in_what_a_log_would_show() -> None:
+    environ = {"CONDUCTOR_SECRET_KEY": "hush-1", "PODIUM_QUEUE_URL": "redis://u:hush-2@h/0"}
+    assert "hush" not in repr(load_settings(environ=environ))
+
+
+@pytest.mark.parametrize(
+    ("environ", "toml", "message"),
+    [
+        (
+            {"PODIUM_PROT": "1"},
+            "",
+            "PODIUM_PROT: there is no such setting; did you mean PODIUM_PORT?",
+        ),
+        ({}, "shard_cont = 1", "shard_cont: there is no such setting; did you mean shard_count?"),
+        ({}, "zzz = 1", "zzz: there is no such setting; `podium settings` lists them all"),
+        ({"PODIUM_SECRETS": "{}"}, "", "PODIUM_SECRETS: there is no such setting"),
+        ({"PODIUM_PORT": "eighty"}, "", "PODIUM_PORT is 'eighty': Expected `int`"),
+        ({"PODIUM_PORT": "65536"}, "", "PODIUM_PORT is '65536': Expected `int` <= 65535"),
+        ({}, "port = '8080'", "port is '8080': Expected `int`, got `str`"),
+        ({}, "port = true", "port is True: Expected `int`, got `bool`"),
+        ({}, "[port]\na = 1", "Expected `int`, got `object`"),
+        ({}, "port = = 1", "is not TOML"),
+        ({"PODIUM_SHARD_COUNT": "100"}, "", "shard_count is 100: it must be a power of two"),
+        ({"PODIUM_LEASE_RENEW_MS": "2501"}, "", "lease_renew_ms is 2501: it must be at most half"),
+        ({"PODIUM_LOG_ENTRY_BYTES": "99999999"}, "", "log_entry_bytes is 99999999: it must be at"),
+        ({"PODIUM_NODE_ID": "a b"}, "", "PODIUM_NODE_ID is 'a b'"),
+        ({"PODIUM_STORE_URL": "postgres://h/d"}, "", "store_url: 'postgres://h/d' is no address"),
+        ({"PODIUM_QUEUE_URL": "redis://h/x"}, "", "queue_url: 'redis://h/x' is no address"),
+        ({"PODIUM_LOG_LEVEL": "chatty"}, "", "PODIUM_LOG_LEVEL is 'chatty'"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_and_named(
+    tmp_path: Path, environ: dict[str, str], toml: str, message: str
+) -> None:
+    with pytest.raises(InvalidSettings) as refused:
+        load_settings(config=write(tmp_path, toml), environ=environ)
+    assert message in str(refused.value)
+
+
+def test_a_config_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match=r"cannot read .*absent.toml: No such file"):
+        load_settings(config=tmp_path / "absent.toml", environ={})
+
+
+def test_the_page_in_docs_is_the_present_one() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text()
+    assert page == settings_page(), "run: .venv/bin/podium settings > docs/settings.md"
+    assert all(f"| `{name}` |" in page for name in NAMES)
+
+
+@pytest.mark.parametrize(
+    ("url", "parts"),
+    [
+        ("memory://", MemoryUrl()),
+        ("sqlite:///data/podium.db", SqliteUrl("data/podium.db")),
+        ("sqlite:////srv/podium.db", SqliteUrl("/srv/podium.db")),
+        ("cassandra://h/ks", CassandraUrl((Host("h", 9042),), "ks", None)),
+        (
+            "cassandra://u:p%40ss@h1,h2:19042/podium",
+            CassandraUrl((Host("h1", 9042), Host("h2", 19042)), "podium", Login("u", "p@ss")),
+        ),
+    ],
+)
+def test_store_urls(url: str, parts: StoreUrl) -> None:
+    assert parse_store_url(url) == parts
+
+
+@pytest.mark.parametrize(
+    ("url", "parts"),
+    [
+        ("memory://", MemoryUrl()),
+        ("redis://h", RedisUrl(Host("h", 6379), 0, None)),
+        ("redis://:pw@h:1/7", RedisUrl(Host("h", 1), 7, Login("", "pw"))),
+        ("redis://[::1]:6380/0", RedisUrl(Host("[::1]", 6380), 0, None)),
+        (
+            "redis-sentinel://h1,h2/master",
+            RedisSentinelUrl((Host("h1", 26379), Host("h2", 26379)), "master", None),
+        ),
+        (
+            "redis-cluster://h1:7000,h2",
+            RedisClusterUrl((Host("h1", 7000), Host("h2", 6379)), None),
+        ),
+    ],
+)
+def test_queue_urls(url: str, parts: QueueUrl) -> None:
+    assert parse_queue_url(url) == parts
+
+
+@pytest.mark.parametrize(
+    ("parse", "urls"),
+    [
+        (
+            parse_store_url,
+            [
+                "", "podium.db", "sqlite://", "sqlite:///", "sqlite:///dir/", "sqlite://h/x.db",
+                "memory://x", "memory:///x", "cassandra://h", "cassandra:///ks", "cassandra://h/k-s",
+                "cassandra://h,/ks", "cassandra://h:0/ks", "cassandra://h:99999/ks", "redis://h/0",
+                "cassandra://h h/ks", "CASSANDRA://h/ks",
+            ],
+        ),
+        (
+            parse_queue_url,
+            [
+                "", "memory://h", "redis://", "redis://h1,h2/0", "redis://h/-1", "redis://h:/0",
+                "redis-sentinel://h1", "redis-sentinel://h1/a/b", "redis-cluster://h1/0",
+                "redis-cluster://", "rediss://h/0", "sqlite:///x.db",
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_other_urls_are_refused(parse: Callable[[str], object], urls: list[str]) -> None:
+    for url in urls:
+        with pytest.raises(InvalidUrl, match="wanted"):
+            parse(url)
+
+
+@given(st.text())
+def test_any_text_is_an_address_or_refused(text: str) -> None:
+    for parse in (parse_store_url, parse_queue_url):
+        try:
+            parse(text)
+        except InvalidUrl:
+            pass
+
+
+def test_a_password_is_hidden_even_in_an_address_that_is_none() -> None:
+    assert without_password("redis://u:a@b/c@h/0") == "redis://***@h/0"
+    with pytest.raises(InvalidUrl) as refused:
+        parse_queue_url("redis://u:a@b/hush@h/0")
+    assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "99999"], "port is 99999: Expected `int` <= 65535"),
+        (["--store", "cassandra://h/ks"], "Cassandra is not served yet"),
+        (["--queue", "redis://:hush@h/0"], "queue_url redis://***@h/0: Redis is not served yet"),
+        (["--config", "absent.toml"], "cannot read absent.toml"),
+        (["--store", "nonsense"], "'nonsense' is no address"),
+    ],
+)
+def test_a_mistake_of_the_user_is_answered_by_one_line(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, ["serve", *arguments])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("podium: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_version_and_settings_are_printed() -> None:
+    from cluster import __version__
+
+    assert CliRunner().invoke(main, ["version"]).stdout == f"{__version__}\n"
+    assert CliRunner().invoke(main, ["settings"]).stdout == settings_page()
