@@ -47,16 +47,13 @@ class Upsert(ManyRows):
 class Removal(ManyRows):
     """Delete the rows with the given keys whose revision is at most the one given with each."""
 
-    def __init__(self, table: str, *, key: Sequence[str]) -> None:
-        names = ", ".join(key)
-        same = " AND ".join(f"{table}.{name} = gone.{name}" for name in key)
-        keys = ", ".join(f"gone.{name}" for name in key)
-        # A VALUES list has no names of its own, so they come from the WITH.
+    def __init__(self, table: str, *, key: str) -> None:
+        # A key of two columns would be looked up by the first one alone.
         super().__init__(
-            f"WITH gone ({names}, upto) AS (VALUES",
-            f") DELETE FROM {table} WHERE ({names}) IN (SELECT {keys} FROM gone JOIN {table}"
-            f" ON {same} WHERE {table}.revision <= gone.upto)",
-            columns=len(key) + 1,
+            "WITH gone (gone_key, upto) AS (VALUES",
+            f") DELETE FROM {table} WHERE {key} IN (SELECT {key} FROM gone JOIN {table}"
+            f" ON {key} = gone_key WHERE revision <= upto)",
+            columns=2,
         )
 
 

@@ -8,9 +8,10 @@ from cluster.store.ports import OpenEntry
 from cluster.store.sql.batches import Removal, Upsert
 from cluster.store.sql.database import Database
 
-_KEY = ("shard", "workflow_id")
-_UPSERT = Upsert("open_set", key=_KEY, columns=("next_due_ms", "has_unfinished_effects"))
-_REMOVAL = Removal("open_set", key=_KEY)
+_UPSERT = Upsert(
+    "open_set", key=("workflow_id",), columns=("shard", "next_due_ms", "has_unfinished_effects")
+)
+_REMOVAL = Removal("open_set", key="workflow_id")
 
 
 class SqlOpenSet:
@@ -25,7 +26,8 @@ class SqlOpenSet:
             values: list[object] = []
             for entry, revision in entries:
                 values += (
-                    *self._key(entry.workflow_id),
+                    to_bytes(entry.workflow_id),
+                    shard_of(entry.workflow_id, shard_count=self._shard_count),
                     entry.next_due_ms,
                     entry.has_unfinished_effects,
                     revision,
@@ -38,7 +40,7 @@ class SqlOpenSet:
         def work(connection: sqlite3.Connection) -> None:
             values: list[object] = []
             for workflow_id, upto in removed:
-                values += (*self._key(workflow_id), upto)
+                values += (to_bytes(workflow_id), upto)
             _REMOVAL.run(connection, values)
 
         await self._database.write(work)
@@ -63,9 +65,6 @@ class SqlOpenSet:
                 (shard, before_ms, limit),
             )
         )
-
-    def _key(self, workflow_id: WorkflowId) -> tuple[ShardId, bytes]:
-        return shard_of(workflow_id, shard_count=self._shard_count), to_bytes(workflow_id)
 
 
 def _entries(

@@ -46,14 +46,14 @@ DATA_STEPS: Sequence[Sequence[str]] = (
         """,
         """
         CREATE TABLE open_set (
+            workflow_id BLOB NOT NULL PRIMARY KEY,
             shard INTEGER NOT NULL,
-            workflow_id BLOB NOT NULL,
             next_due_ms INTEGER,
             has_unfinished_effects INTEGER NOT NULL,
-            revision INTEGER NOT NULL,
-            PRIMARY KEY (shard, workflow_id)
+            revision INTEGER NOT NULL
         ) WITHOUT ROWID
         """,
+        "CREATE INDEX open_set_shard ON open_set (shard, workflow_id)",
         """
         CREATE INDEX open_set_due ON open_set (shard, next_due_ms, workflow_id)
         WHERE next_due_ms IS NOT NULL

@@ -15,7 +15,7 @@ _UPSERT = Upsert(
     key=("workflow_id",),
     columns=("name", "version", "status", "correlation_id", "start_ms", "summary"),
 )
-_REMOVAL = Removal("summaries", key=("workflow_id",))
+_REMOVAL = Removal("summaries", key="workflow_id")
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Summary)
 
