@@ -51,7 +51,7 @@ chaos: setup ## kill -9 under load, then count what was acknowledged
 	@$(SUITES) chaos
 
 bench: setup ## throughput and CPU per workflow of one process, next to nothing else
-	@$(BIN)/python ops/run_bench.py
+	@$(BIN)/python bench/embedded.py
 
 services: ## install Redis, a JDK and Maven by apt (the tests need them)
 	@./ops/services.sh
