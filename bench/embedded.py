@@ -1,8 +1,8 @@
 """`make bench`: throughput, and CPU per workflow, of one process with SQLite.
 
 Starts `podium serve` on a temporary folder, lets rest_load.py drive each scenario (starts one by
-one, batch polls, all ids verified at the end), and prints a table. Load generator and server share the
-machine, so let nothing else run. The whole figures go to build/bench.jsonl.
+one, batch polls, all ids verified at the end), and prints a table. Load generator and server share
+the machine, so let nothing else run. The whole figures go to build/bench.jsonl.
 
     python bench/embedded.py [--seconds 20] [--warmup 5] [--scenario simple1 ...] [--store URL]
 """
