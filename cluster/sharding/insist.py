@@ -1,0 +1,44 @@
+"""Repeat a call to a store until it answers: writes through a port may always be repeated."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from cluster.clock import Clock
+from cluster.errors import StoreFault
+
+T = TypeVar("T")
+
+ATTEMPT_MS = 5_000
+"""A call without an answer for this long is sent again."""
+
+_PAUSE_MS_MIN = 10
+_PAUSE_MS_MAX = 1_000
+
+
+async def insist(
+    call: Callable[[], Awaitable[T]],
+    *,
+    clock: Clock,
+    deadline_ms: int | None,
+    attempt_ms: int = ATTEMPT_MS,
+) -> T:
+    """The first answer of `call`, repeated through StoreFaults and missing answers.
+
+    StoreFault: no answer within `deadline_ms` (None: there is no such limit); the outcome of the
+    attempts is unknown.
+    """
+    began_ms = clock.monotonic_ms()
+    pause_ms = _PAUSE_MS_MIN
+    while True:
+        try:
+            async with asyncio.timeout(attempt_ms / 1_000):
+                return await call()
+        except StoreFault as error:
+            fault = error
+        except TimeoutError:
+            fault = StoreFault(f"a store gave no answer within {attempt_ms} ms")
+        if deadline_ms is not None and clock.monotonic_ms() - began_ms >= deadline_ms:
+            raise fault
+        await asyncio.sleep(pause_ms / 1_000)
+        pause_ms = min(2 * pause_ms, _PAUSE_MS_MAX)
