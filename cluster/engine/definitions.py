@@ -8,6 +8,7 @@ import msgspec
 
 from cluster.engine import payloads
 from cluster.engine.definition_json import (
+    Boxed,
     Long,
     Model,
     Read,
