@@ -123,6 +123,7 @@ def test_a_taken_port_is_said_in_words(data: Path) -> None:
             output = demo.output_to_end()
     assert demo.process.returncode == 1
     assert "The engine did not start" in output
+    assert "address already in use" in output
     assert "Traceback" not in output
 
 
