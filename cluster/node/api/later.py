@@ -1,0 +1,63 @@
+"""Conductor's paths that this version does not serve yet: 501, and said so."""
+
+from cluster.errors import NotSupported
+from cluster.node.middleware import Answer, Call, Route
+
+_PATHS = """
+GET    /api/admin/config
+POST   /api/admin/consistency/verifyAndRepair/{workflowId}
+GET    /api/admin/queues
+POST   /api/admin/sweep/requeue/{workflowId}
+GET    /api/admin/task/{tasktype}
+GET    /api/environment
+GET    /api/environment/{key}
+GET    /api/event
+POST   /api/event
+PUT    /api/event
+GET    /api/event/{event}
+DELETE /api/event/{event}
+GET    /api/queue/
+GET    /api/queue/size
+POST   /api/queue/update/{workflowId}/task/{taskId}/{status}
+POST   /api/queue/update/{workflowId}/{ref}/{status}
+GET    /api/scheduler/admin/pause
+GET    /api/scheduler/admin/requeue
+GET    /api/scheduler/admin/resume
+PUT    /api/scheduler/bulk/pause
+PUT    /api/scheduler/bulk/resume
+GET    /api/scheduler/nextFewSchedules
+GET    /api/scheduler/schedules
+POST   /api/scheduler/schedules
+GET    /api/scheduler/schedules/search
+GET    /api/scheduler/schedules/{name}
+DELETE /api/scheduler/schedules/{name}
+PUT    /api/scheduler/schedules/{name}/pause
+PUT    /api/scheduler/schedules/{name}/resume
+GET    /api/scheduler/search/executions
+GET    /api/secrets
+POST   /api/secrets
+GET    /api/tasks/external-storage-location
+GET    /api/tasks/externalstoragelocation
+GET    /api/tasks/search
+GET    /api/tasks/search-v2
+POST   /api/workflow/bulk/search
+GET    /api/workflow/external-storage-location
+GET    /api/workflow/externalstoragelocation
+GET    /api/workflow/search
+GET    /api/workflow/search-by-tasks
+GET    /api/workflow/search-by-tasks-v2
+GET    /api/workflow/search-v2
+POST   /api/workflow/test
+POST   /api/workflow/{workflowId}/messages
+"""
+
+
+def routes() -> list[Route]:
+    return [_route(*line.split()) for line in _PATHS.strip().splitlines()]
+
+
+def _route(method: str, pattern: str) -> Route:
+    async def refuse(_call: Call) -> Answer:
+        raise NotSupported(f"{method} {pattern} is not served by this version yet")
+
+    return Route(method, pattern, refuse)

@@ -1,0 +1,38 @@
+"""What the handlers of all resources work with."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from cluster.clock import Clock, Random
+from cluster.metrics import Metrics
+from cluster.node.metadata import Metadata
+from cluster.node.poll import PollDesk
+from cluster.node.router import Router
+from cluster.settings import Settings
+from cluster.store.ports import RecordStore, SearchIndex
+from cluster.store.queue_ports import TaskQueues
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """The parts of one node, put together in `app.py`."""
+
+    router: Router
+    metadata: Metadata
+    desk: PollDesk
+    queues: TaskQueues
+    search: SearchIndex
+    records: RecordStore
+    clock: Clock
+    random: Random
+    metrics: Metrics
+    settings: Settings
+    catch_up: Callable[[], Awaitable[None]]
+    """Bring search index and poll data up to all that has been answered so far."""
+    is_ready: Callable[[], bool]
+    """Whether this node serves its shards and takes requests."""
+
+    def new_request_id(self) -> str:
+        """A random UUID for a request that brought no id of its own."""
+        digits = f"{self.random.bits(128):032x}"
+        return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
