@@ -82,6 +82,7 @@ def polled(execution: Execution, task: Task) -> dict[str, Any]:
         b'"callbackAfterSeconds":0,"queueWaitTime":3,'
     )
     encoded = wire.poll_payload(execution, task) + set_by_poll + fragment + b"}"
+    decoded: dict[str, Any] = orjson.loads(encoded)
     return decoded
 
 
