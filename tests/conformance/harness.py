@@ -212,7 +212,7 @@ class Server:
             run = self.run(workflow_id)
             return run if condition(run) else None
 
-        return self.until(look, seconds)
+        return self.until(look, seconds, nudge=lambda: self.put(f"/workflow/decide/{workflow_id}"))
 
     def task(self, workflow_id: str, reference: str) -> Json:
         """The newest task with that reference name."""
@@ -239,7 +239,13 @@ class Server:
 
     def take(self, task_type: str, seconds: float = WAIT_S, **query: Any) -> Json:
         """Poll until there is a task."""
-        return self.until(lambda: self.poll(task_type, **query), seconds)
+
+        def nudge() -> None:
+            self.post(f"/tasks/queue/requeue/{task_type}")
+            for workflow_id in self.started:
+                self.put(f"/workflow/decide/{workflow_id}")
+
+        return self.until(lambda: self.poll(task_type, **query), seconds, nudge=nudge)
 
     def update(
         self, task: Json, status: str = "COMPLETED", output: Json = None, **result: Json
@@ -264,15 +270,30 @@ class Server:
 
     # --- waiting ---
 
-    def until(self, look: Callable[[], T | None], seconds: float = WAIT_S) -> T:
-        """What `look` returns once that is neither None nor False; fails after the deadline."""
-        deadline = time.monotonic() + seconds
+    def until(
+        self,
+        look: Callable[[], T | None],
+        seconds: float = WAIT_S,
+        *,
+        nudge: Callable[[], object] | None = None,
+    ) -> T:
+        """What `look` returns once that is neither None nor False; Overdue after the deadline.
+
+        On a busy SQLite the real server drops a push to a queue now and then (rule 19), and repairs
+        it 30 s later. So it, and only it, is nudged after 3 s.
+        """
+        began = time.monotonic()
+        nudge_at = began + 3
         for pause in pauses():
             found = look()
             if found is not None and found is not False:
                 return found
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > began + seconds:
                 raise Overdue(f"nothing within {seconds} s: {look}")
+            if nudge is not None and not self.is_ours and now > nudge_at:
+                nudge()
+                nudge_at = now + 3
             time.sleep(pause)
         raise AssertionError("unreachable")
 
