@@ -119,9 +119,11 @@ def optional_object(raw: bytes | memoryview, what: str) -> bytes | None:
     return None if bytes(raw) == b"null" else json_object(raw, what)
 
 
-def json_value(body: bytes, what: str) -> Any:
-    """Decode a whole body whose form is checked elsewhere (definitions)."""
-    return _loaded(body, what)
+def json_body(body: bytes) -> Any:
+    """Decode a body whose form is checked elsewhere: a definition, or a list of them."""
+    if not body.strip():
+        raise InvalidRequest("Required request body is missing")
+    return _loaded(body, "The body")
 
 
 def as_text(value: Text) -> str | None:

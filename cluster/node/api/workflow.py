@@ -29,6 +29,7 @@ from cluster.node.api.bodies import (
 from cluster.node.api.services import Services
 from cluster.node.api.starts import PRIORITY_MAX, check_input_size, start_request
 from cluster.node.api.waiting import stop_answer, strategy_of, wait_for_stop
+from cluster.node.metadata import NoSuchWorkflow
 from cluster.node.middleware import (
     EMPTY,
     NO_CONTENT,
@@ -91,7 +92,7 @@ class WorkflowApi:
         request = start_request(
             read(_START, call.body), method="startWorkflow", input_bytes_max=self._input_bytes_max
         )
-        return plain(await self._router.start(request))
+        return plain(await self._start(request))
 
     async def start_by_name(self, call: Call) -> Answer:
         name, version = call.path["name"], call.optional_integer("version")
@@ -107,14 +108,7 @@ class WorkflowApi:
             correlation_id=call.text("correlationId"),
             priority=priority,
         )
-        try:
-            return plain(await self._router.start(request))
-        except NotFound as error:
-            if not error.message.startswith("No such workflow defined"):
-                raise
-            shown = "null" if version is None else version
-            # Conductor words it differently here.
-            raise NotFound(f"No such workflow found by name: {name}, version: {shown}") from error
+        return plain(await self._router.start(request))
 
     async def execute(self, call: Call) -> Answer:
         strategy = strategy_of(call.text("returnStrategy"))
@@ -130,7 +124,7 @@ class WorkflowApi:
             # Here, as for sub-workflows, version 0 means the latest.
             named=(call.path["name"], version or None),
         )
-        workflow_id = await self._router.start(request)
+        workflow_id = await self._start(request)
         stop = await wait_for_stop(self._services, workflow_id, refs=refs, timeout_ms=wait_s * 1000)
         return await stop_answer(
             self._services,
@@ -139,6 +133,12 @@ class WorkflowApi:
             strategy=strategy,
             request_id=call.text("requestId") or self._services.new_request_id(),
         )
+
+    async def _start(self, request: StartWorkflow) -> WorkflowId:
+        try:
+            return await self._router.start(request)
+        except NoSuchWorkflow as error:
+            raise NotFound(error.start_message) from error
 
     # -- read
 
