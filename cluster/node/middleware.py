@@ -1,6 +1,7 @@
-"""The HTTP edge: one thin wrapper per route that reads, measures, and answers errors as JSON.
+"""The HTTP edge: finds the handler, reads, measures, and answers errors in Conductor's JSON.
 
-There is no aiohttp middleware: each costs every request, and all of this fits in one function.
+It stands on aiohttp's bare server: an Application, with its own routes, middlewares and signals,
+costs every request about a fifth more, and all of what is needed here fits in one function.
 """
 
 import asyncio
@@ -9,14 +10,16 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote
 
 import orjson
-from aiohttp import hdrs, web
+from aiohttp import StreamReader, hdrs, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import RawRequestMessage
 
 from cluster.errors import ClusterError, InvalidRequest, Overloaded, ValidationFailed
 from cluster.logs import get_log
-from cluster.metrics import Counter, Metrics
+from cluster.metrics import Counter, Histogram, Metrics
 
 log = get_log(__name__)
 
@@ -50,10 +53,10 @@ class Call:
 
     __slots__ = ("_query", "_request", "body", "path")
 
-    def __init__(self, request: web.Request, body: bytes) -> None:
+    def __init__(self, request: web.BaseRequest, path: Mapping[str, str], body: bytes) -> None:
         self._request = request
         self._query: Mapping[str, Sequence[str]] | None = None
-        self.path: Mapping[str, str] = request.match_info
+        self.path = path
         """The parts of the path that the route's pattern names, decoded."""
         self.body = body
 
@@ -138,55 +141,128 @@ class Route(NamedTuple):
     handler: Handler
 
 
+class _Bound:
+    """A route with its meters."""
+
+    __slots__ = ("answered", "duration", "handler", "names", "route")
+
+    def __init__(self, route: Route, duration: Histogram) -> None:
+        self.route = route
+        self.handler = route.handler
+        self.names = tuple(_VARIABLE.findall(route.pattern))
+        self.duration = duration
+        self.answered: dict[int, Counter] = {}
+
+
+_VARIABLE = re.compile(r"\{(\w+)\}")
+
+
+class _Place:
+    """What stands behind one part of a path: the parts that may follow, and who answers here."""
+
+    __slots__ = ("any_part", "bound", "parts")
+
+    def __init__(self) -> None:
+        self.parts: dict[str, _Place] = {}
+        self.any_part: _Place | None = None
+        self.bound: dict[str, _Bound] = {}
+
+    def add(self, parts: Sequence[str]) -> "_Place":
+        place = self
+        for part in parts:
+            if part.startswith("{"):
+                if place.any_part is None:
+                    place.any_part = _Place()
+                place = place.any_part
+            else:
+                place = place.parts.setdefault(part, _Place())
+        return place
+
+    def find(self, method: str, parts: Sequence[str], at: int, values: list[str]) -> _Bound | None:
+        """The handler of a path; a part that is spelled out beats a variable one."""
+        if at == len(parts):
+            return self.bound.get(method)
+        part = parts[at]
+        place = self.parts.get(part)
+        if place is not None:
+            found = place.find(method, parts, at + 1, values)
+            if found is not None:
+                return found
+        if self.any_part is not None and part:
+            values.append(part)
+            found = self.any_part.find(method, parts, at + 1, values)
+            if found is not None:
+                return found
+            values.pop()
+        return None
+
+    def methods(self, parts: Sequence[str], at: int = 0) -> set[str]:
+        """All methods that a path is served for."""
+        if at == len(parts):
+            return set(self.bound)
+        place = self.parts.get(parts[at])
+        found = place.methods(parts, at + 1) if place is not None else set()
+        if self.any_part is not None and parts[at]:
+            found |= self.any_part.methods(parts, at + 1)
+        return found
+
+
 class Edge:
-    """Puts handlers behind the routes of an aiohttp application."""
+    """All routes of a node. To be made inside the event loop that serves them."""
 
     def __init__(self, metrics: Metrics, *, body_bytes_max: int) -> None:
         self._metrics = metrics
         self._body_bytes_max = body_bytes_max
         self._instance = socket.gethostname()
-        self._resources: dict[str, web.Resource] = {}
-        self._methods: dict[str, set[str]] = {}
+        self._root = _Place()
+        # Not the Clock: a duration only, and the loop's own time costs nothing; good to 1 ms.
+        self._loop = asyncio.get_running_loop()
+        self.closing = False
+        """Ask every client to come back on another connection."""
 
-    def add(self, app: web.Application, routes: Sequence[Route]) -> None:
-        """Register routes; where two patterns fit a path, the one added first is taken."""
+    def add(self, routes: Sequence[Route]) -> None:
         for route in routes:
-            resource = self._resources.get(route.pattern)
-            if resource is None:
-                resource = app.router.add_resource(route.pattern)
-                self._resources[route.pattern] = resource
-            self._methods.setdefault(route.pattern, set()).add(route.method)
-            resource.add_route(route.method, self._wrap(route))
+            place = self._root.add(route.pattern.split("/"))
+            duration = self._metrics.http_request_duration.of(route.pattern)
+            place.bound[route.method] = _Bound(route, duration)
 
-    def add_fallback(self, app: web.Application) -> None:
-        """Answer what no route fits. To be called last: later patterns would never be seen."""
-        app.router.add_route("*", "/{path:.*}", self._answer_unknown)
+    def server(self) -> web.Server:
+        """What a runner of aiohttp serves."""
+        return _Server(self.handle, request_factory=self._request, refuse=self._error)
 
-    def _wrap(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        handler = route.handler
-        answered: dict[int, Counter] = {}
-        duration = self._metrics.http_request_duration.of(route.pattern)
-        # Not the Clock: this is the loop's own, it costs nothing and is good to 1 ms.
-        now = asyncio.get_running_loop().time
-
-        async def handle(request: web.Request) -> web.StreamResponse:
-            started = now()
-            try:
-                body = await request.read() if request.body_exists else b""
-                answer = await handler(Call(request, body))
-                response = _response(answer)
-            except Exception as error:  # noqa: BLE001 - the HTTP edge: nothing else may answer
-                response = self._failed(error, route)
-            status = response.status
-            counter = answered.get(status)
-            if counter is None:
-                counter = self._metrics.http_requests.of(route.method, route.pattern, str(status))
-                answered[status] = counter
-            counter.inc()
-            duration.observe(now() - started)
-            return response
-
-        return handle
+    async def handle(self, request: web.BaseRequest) -> web.Response:
+        """Answer one request, whatever happens."""
+        started = self._loop.time()
+        path = request.raw_path.partition("?")[0]
+        if not path.startswith("/"):
+            # A proxy asks for the whole address.
+            path = request.rel_url.raw_path
+        parts = path.split("/")
+        values: list[str] = []
+        bound = self._root.find(request.method, parts, 0, values)
+        if bound is None:
+            return self._answer_unknown(request, path, parts)
+        try:
+            body = await self._body(request) if request.body_exists else b""
+            if values:
+                named = dict(zip(bound.names, map(_decoded, values), strict=True))
+                answer = await bound.handler(Call(request, named, body))
+            else:
+                answer = await bound.handler(Call(request, _NO_NAMES, body))
+            response = _response(answer)
+        except Exception as error:  # noqa: BLE001 - the HTTP edge: nothing else may answer
+            response = self._failed(error, bound.route)
+        status = response.status
+        counter = bound.answered.get(status)
+        if counter is None:
+            counter = bound.answered[status] = self._metrics.http_requests.of(
+                bound.route.method, bound.route.pattern, str(status)
+            )
+        counter.inc()
+        bound.duration.observe(self._loop.time() - started)
+        if self.closing:
+            response.force_close()
+        return response
 
     def _failed(self, error: Exception, route: Route) -> web.Response:
         if isinstance(error, ClusterError):
@@ -229,26 +305,90 @@ class Edge:
         }
         return _json_response(status, body)
 
-    async def _answer_unknown(self, request: web.Request) -> web.Response:
-        path = request.rel_url.path_safe
-        allowed: set[str] = set()
-        for pattern, resource in self._resources.items():
-            # A resource knows whether it fits a path, but not in public.
-            if resource.get_info().get("path") == path or _fits(resource, path):
-                allowed |= self._methods[pattern]
+    def _answer_unknown(
+        self, request: web.BaseRequest, path: str, parts: Sequence[str]
+    ) -> web.Response:
+        allowed = self._root.methods(parts)
         if allowed:
             response = self._error(405, f"Request method '{request.method}' is not supported")
             response.headers[hdrs.ALLOW] = ", ".join(sorted(allowed))
         else:
-            response = self._error(404, f"No static resource {request.path.strip('/')}.")
+            response = self._error(404, f"No static resource {_decoded(path).strip('/')}.")
         # One label for all: what nobody serves has no pattern to name.
         self._metrics.http_requests.of("*", "/*", str(response.status)).inc()
         return response
 
+    async def _body(self, request: web.BaseRequest) -> bytes:
+        if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            # Not yet the answer: an error may still be answered in full.
+            request.writer.output_size = 0
+        return await request.read()
 
-def _fits(resource: web.Resource, path: str) -> bool:
-    pattern = resource.get_info().get("pattern")
-    return pattern is not None and pattern.fullmatch(path) is not None
+    def _request(
+        self,
+        message: RawRequestMessage,
+        payload: StreamReader,
+        protocol: web.RequestHandler,
+        writer: AbstractStreamWriter,
+        task: "asyncio.Task[None]",
+    ) -> web.BaseRequest:
+        return web.BaseRequest(
+            message,
+            payload,
+            protocol,
+            writer,
+            task,
+            self._loop,
+            client_max_size=self._body_bytes_max,
+        )
+
+
+class _Server(web.Server):
+    """aiohttp's bare server, whose connections answer what is no HTTP in Conductor's shape."""
+
+    def __init__(
+        self,
+        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        *,
+        request_factory: Any,
+        refuse: Callable[[int, str], web.Response],
+    ) -> None:
+        super().__init__(handler, request_factory=request_factory)
+        self.refuse = refuse
+
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._loop, access_log=None)
+
+
+class _Connection(web.RequestHandler):
+    __slots__ = ("_refuse",)
+
+    def __init__(self, server: _Server, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._refuse = server.refuse
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Called for requests that never reached a handler; closes the connection."""
+        if status >= 500:
+            log.error("connection failed", exc_info=exc)
+        text = " ".join((message or "The request cannot be read").split())
+        response = self._refuse(status, f"This is not HTTP as it should be: {text}")
+        response.force_close()
+        return response
+
+
+_NO_NAMES: Mapping[str, str] = {}
+
+
+def _decoded(part: str) -> str:
+    return unquote(part) if "%" in part else part
 
 
 def _violation(violation: Any) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Conductor's JSON of workflows and tasks. Users' payloads go in as the bytes they are kept as."""
 
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from cluster.engine import payloads
 from cluster.engine.model import Execution, Task
 from cluster.engine.plan import Node
 from cluster.engine.views import failed_names, output_of, parent_task_id
+from cluster.store.queue_ports import QueueItem, queue_name
 
 _dumps = orjson.dumps
 _Fragment = orjson.Fragment
@@ -24,6 +26,7 @@ _NEVER_VARIES: dict[str, Any] = {
     "executionMetadata": _EXECUTION_METADATA,
 }
 
+_FRAGMENT_BYTES_MAX = 64 << 20
 _WITHOUT_RATE_LIMIT = frozenset(
     {
         "DECISION",
@@ -288,6 +291,46 @@ def _with_secrets(value: Any, secrets: Mapping[str, str]) -> Any:
     if isinstance(value, list):
         return [_with_secrets(item, secrets) for item in value]
     return value
+
+
+class QueueItems:
+    """Makes what queues hold of tasks, and keeps the constant parts of their answers at hand."""
+
+    def __init__(self, *, bytes_max: int = _FRAGMENT_BYTES_MAX) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._fragments: OrderedDict[str, bytes] = OrderedDict()
+
+    def item(self, execution: Execution, number: int) -> tuple[str, QueueItem]:
+        """(queue, item) of a task that waits for a worker."""
+        task = execution.tasks[number]
+        key = fragment_key(execution, task)
+        if key:
+            if key in self._fragments:
+                self._fragments.move_to_end(key)
+            else:
+                self._keep(key, task_fragment(execution.node_of(task)))
+        return queue_name(task.type, task.domain), QueueItem(
+            task_id=execution.task_id(number),
+            delivery=task.delivery,
+            priority=execution.header.priority,
+            due_ms=task.visible_ms,
+            payload=poll_payload(execution, task),
+            fragment=key,
+            incomplete=needs_completion(execution, task),
+        )
+
+    def fragment(self, key: str) -> bytes:
+        """The constant part under a key. One that was pushed out of memory by a great many other
+        definitions is answered without `workflowTask`: workers do not need it."""
+        return self._fragments.get(key, COMMON_FRAGMENT)
+
+    def _keep(self, key: str, fragment: bytes) -> None:
+        self._fragments[key] = fragment
+        self._bytes += len(fragment)
+        while self._bytes > self._bytes_max:
+            _, dropped = self._fragments.popitem(last=False)
+            self._bytes -= len(dropped)
 
 
 def queue_wait_ms(task: Task, now_ms: int) -> int:

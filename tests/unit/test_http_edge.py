@@ -64,7 +64,6 @@ class Server:
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[Server]:
-    app = web.Application(client_max_size=BODY_MAX)
     metrics = Metrics()
     edge = Edge(metrics, body_bytes_max=BODY_MAX)
     routes = [
@@ -77,9 +76,8 @@ async def serving() -> AsyncIterator[Server]:
         Route("POST", "/api/result", result),
         Route("POST", "/api/nothing", nothing),
     ]
-    edge.add(app, routes)
-    edge.add_fallback(app)
-    runner = web.AppRunner(app)
+    edge.add(routes)
+    runner = web.ServerRunner(edge.server())
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

@@ -273,3 +273,29 @@ def test_secrets_and_runtime_metadata_are_filled_in_at_hand_over() -> None:
 def test_a_task_without_secrets_needs_no_completion() -> None:
     task = a_task()
     assert not wire.needs_completion(a_run(a_plan(), task), task)
+
+
+def test_a_queue_item_carries_what_a_poll_needs() -> None:
+    task = a_task(domain="d", delivery=4, visible_ms=77)
+    run = a_run(a_plan(), task, priority=9)
+    items = wire.QueueItems()
+    queue, item = items.item(run, 1)
+    assert queue == "d:pack"
+    assert (item.task_id, item.delivery, item.priority, item.due_ms, item.incomplete) == (
+        run.task_id(1),
+        4,
+        9,
+        77,
+        False,
+    )
+    assert items.fragment(item.fragment) == wire.task_fragment(run.node_of(task))
+
+
+def test_fragments_are_kept_within_their_limit() -> None:
+    items = wire.QueueItems(bytes_max=3_000)
+    for n in range(20):
+        plan = a_plan()
+        plan.hash = f"hash{n}"
+        items.item(a_run(plan, a_task()), 1)
+    assert items.fragment("hash0/p") == wire.COMMON_FRAGMENT
+    assert b"workflowTask" in items.fragment("hash19/p")
