@@ -91,3 +91,5 @@ def pytest_terminal_summary(
             write(f"{number:4} " + (f"FAILS {', '.join(bad)}" if bad else f"holds {names}"))
     slow = sorted(session.seconds.items(), key=lambda item: -item[1])[:8]
     write("slowest: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in slow))
+    if session.again:
+        write(f"asked the real server twice: {', '.join(session.again)}")

@@ -11,8 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
+import httpx
+
 from tests.conformance import recordings
-from tests.conformance.harness import Endpoint, Json, Mark, Overdue, observe
+from tests.conformance.harness import Endpoint, Json, Mark, observe
 from tests.conformance.servers import conductor, podium, version_of
 
 Mode = Literal["both", "oracle", "ours", "record"]
@@ -31,7 +33,9 @@ class Runs:
     oracle: dict[str, Future[Json]] = field(default_factory=dict)
     ours: dict[str, Future[Json]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    again: list[str] = field(default_factory=list)
     version: str = ""
+    endpoint: Endpoint | None = None
 
     def __enter__(self) -> Runs:
         return self
@@ -52,6 +56,7 @@ class Runs:
         if asked:
             endpoint = self.stack.enter_context(conductor())
             self.version = version_of(endpoint)
+            self.endpoint = endpoint
             self.oracle = self.submit(asked, endpoint)
         if own:
             # Recorded ones first: they are those that wait long.
@@ -67,13 +72,18 @@ class Runs:
         began = time.monotonic()
         try:
             return observe(mark, endpoint)
-        except Overdue:
+        except (AssertionError, httpx.TimeoutException):
             if endpoint.kind == "podium":
                 raise
-            # The real server may have lost something on its busy SQLite (see Server.until).
-            return observe(mark, endpoint)
+            return self.ask_again(mark, endpoint)
         finally:
             self.seconds[f"{mark.name} on {endpoint.kind}"] = time.monotonic() - began
+
+    def ask_again(self, mark: Mark, endpoint: Endpoint) -> Json:
+        """Ask the real server a second time. On a busy machine its SQLite loses pushes to queues
+        and its JOINs race with retries; ours has one chance only."""
+        self.again.append(mark.name)
+        return observe(mark, endpoint)
 
     def check(self, mark: Mark) -> None:
         """Raise if the servers differ, or what either answered contradicts the case itself."""
@@ -83,15 +93,17 @@ class Runs:
         expected = self.expected(mark)
         if self.mode == "oracle":
             return
-        observed = self.ours[mark.name].result()
+        observed = written(self.ours[mark.name].result())
         if expected is None:
             return
-        if mark.difference is None:
-            assert observed == expected
-            # 1 == True in Python, not in JSON.
-            assert booleans(observed) == booleans(expected)
-        else:
+        if mark.difference is not None:
             assert observed != expected, f"no difference any more: {mark.difference}"
+            return
+        if observed != expected and self.endpoint is not None and not mark.recorded:
+            expected = written(self.ask_again(mark, self.endpoint))
+        assert observed == expected
+        # 1 == True in Python, not in JSON.
+        assert booleans(observed) == booleans(expected)
 
     def expected(self, mark: Mark) -> Json:
         """What the real server observed; None if that is unknown (only when it is not asked)."""
@@ -99,11 +111,15 @@ class Runs:
             return recordings.read(mark.name)
         kept = self.cache / f"{mark.name}.json"
         if mark.name in self.oracle:
-            observation = self.oracle[mark.name].result()
+            observation = written(self.oracle[mark.name].result())
             kept.write_text(json.dumps(observation))
-            # As read back: a tuple is a list and a key a string on both sides.
-            return json.loads(json.dumps(observation))
+            return observation
         return json.loads(kept.read_text()) if kept.exists() else None
+
+
+def written(observation: Json) -> Json:
+    """As it is read back from JSON."""
+    return json.loads(json.dumps(observation))
 
 
 def booleans(value: Json) -> Json:

@@ -92,9 +92,7 @@ def a_retry_is_a_new_task_with_the_old_input(server: Server) -> Json:
     parameters = {"v": "${workflow.variables.v}", "x": "${workflow.input.x}"}
     branches = [[simple("a", parameters)], [simple("b"), step("SET_VARIABLE", "v", {"v": 2})]]
     fork = step("FORK_JOIN", "f", forkTasks=branches)
-    run_id = server.launch(
-        [fork, step("JOIN", "j", joinOn=["a", "v"])], {"x": "in"}, variables={"v": 1}
-    )
+    run_id = server.launch([fork, step("JOIN", "j", joinOn=["v"])], {"x": "in"}, variables={"v": 1})
     server.work("~b")
     old = server.work("~a", {"out": 1}, "FAILED", reasonForIncompletion="why", workerId="~w")
     retry = server.task(run_id, "a")
