@@ -83,6 +83,13 @@ def slot_of_key(workflow_name: str, key: str) -> int:
     return int.from_bytes(digest, "big")
 
 
+def idempotency_id(workflow_name: str, key: str) -> WorkflowId:
+    """The id under which the record of an idempotency key is kept; its time is no time."""
+    digest = blake2b(f"{workflow_name}\0{key}\0record".encode(), digest_size=16).digest()
+    entropy = int.from_bytes(digest, "big")
+    return _workflow_id(entropy >> 64, slot_of_key(workflow_name, key), entropy & (1 << 38) - 1)
+
+
 def parse_workflow_id(text: str) -> WorkflowId:
     """Check that `text` is a workflow id of ours; raises NotFound otherwise."""
     if not _is_ours(text) or text[31:] != "00000":

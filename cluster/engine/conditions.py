@@ -4,6 +4,7 @@ Only what is sure to give the same result as JavaScript is compiled. Anything el
 run time whose treatment could differ, is left to the engine outside.
 """
 
+import operator as op
 import re
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,7 @@ _TOKEN = re.compile(
     |(?P<number>(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?![0-9A-Za-z_$.]))
     |(?P<name>[A-Za-z_$][A-Za-z0-9_$]*)
     |(?P<text>'(?:[^'\\\r\n\u2028\u2029]|\\.)*'|"(?:[^"\\\r\n\u2028\u2029]|\\.)*")
-    |(?P<symbol>===|!==|==|!=|<=|>=|&&|\|\||[-+*/%<>!?:(){}\[\];.])""",
+    |(?P<symbol>\+\+|--|===|!==|==|!=|<=|>=|&&|\|\||[-+*/%<>!?:(){}\[\];.])""",
     re.VERBOSE,
 )
 _NEWLINE = re.compile(r"[\r\n\u2028\u2029]")
@@ -335,9 +336,6 @@ class _Parser:
         kind, text = self.peek()
         if (kind, text) in _PREFIXES:
             self.at += 1
-            if self.peek() == (kind, text) and text in "+-":
-                # `--x` changes x; `- -x` is rare enough to leave out.
-                raise _Refused
             self.enter()
             operand = self.unary()
             self.nesting -= 1
@@ -461,7 +459,7 @@ def _computed_member(target: _Compiled, key: _Compiled) -> _Compiled:
 
 def _operation(operator: str, left: _Compiled, right: _Compiled) -> _Compiled:
     depth = 1 + max(left.depth, right.depth)
-    if right.is_literal and operator in ("==", "===", "!=", "!=="):
+    if right.is_literal:
         special = _compared_with(operator, left.run, right.value)
         if special is not None:
             return _Compiled(special, depth)
@@ -469,17 +467,31 @@ def _operation(operator: str, left: _Compiled, right: _Compiled) -> _Compiled:
     return _Compiled(lambda value: compute(run_left(value), run_right(value)), depth)
 
 
+_DIRECT: dict[str, Callable[[Any, Any], Any]] = {
+    "==": op.eq,
+    "===": op.eq,
+    "!=": op.ne,
+    "!==": op.ne,
+    "<": op.lt,
+    "<=": op.le,
+    ">": op.gt,
+    ">=": op.ge,
+}
+
+
 def _compared_with(operator: str, run: Run, literal: Any) -> Run | None:
-    """Equality with a literal text, the most frequent condition of all."""
-    if type(literal) is not str:
-        return None
+    """A comparison with a literal of the type that it meets: most conditions are one of these."""
+    direct = _DIRECT.get(operator)
     general = _BINARY[operator]
-    negated = operator.startswith("!")
+    kind = type(literal)
+    if direct is None or kind not in (str, float) or (kind is str and direct not in (op.eq, op.ne)):
+        return None
+    kinds = (str, str) if kind is str else (int, float)
 
     def compare(value: Any) -> Any:
         found = run(value)
-        if type(found) is str:
-            return (found == literal) is not negated
+        if type(found) in kinds:
+            return direct(found, literal)
         return general(found, literal)
 
     return compare

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from cluster.engine.events import Paused, Resumed, Retried, Terminated
+from cluster.engine.events import Paused, Resumed, Terminated
 from cluster.errors import ClusterError, Violation
 from cluster.ids import WorkflowId, parse_workflow_id
 from cluster.node import wire
@@ -58,7 +58,7 @@ class BulkApi:
 
     async def retry(self, call: Call) -> Answer:
         async def operate(workflow_id: WorkflowId) -> None:
-            await self._router.submit(workflow_id, Retried(self._clock.now_ms()))
+            await self._router.retry(workflow_id, resume_sub_workflows=False)
 
         return await self._for_each(call, "retry", operate)
 

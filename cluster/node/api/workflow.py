@@ -6,7 +6,6 @@ from cluster.engine.events import (
     CallbacksReset,
     Paused,
     Resumed,
-    Retried,
     TaskSkipped,
     Terminated,
     TimerFired,
@@ -265,8 +264,7 @@ class WorkflowApi:
 
     async def retry(self, call: Call) -> Answer:
         resume = call.flag("resumeSubworkflowTasks", default=False)
-        event = Retried(self._clock.now_ms(), resume_sub_workflows=resume)
-        await self._router.submit(self._id(call), event)
+        await self._router.retry(self._id(call), resume_sub_workflows=resume)
         return NO_CONTENT
 
     async def reset_callbacks(self, call: Call) -> Answer:

@@ -1,0 +1,394 @@
+"""decide(execution, event): the one way in which a workflow changes.
+
+It changes the execution in place (its shard owns it alone; when the commit fails the shard throws
+it away and loads it again) and says which rows changed and what is to be done once they are safe.
+"""
+
+from typing import assert_never
+
+from cluster.engine import control, payloads
+from cluster.engine.effects import ArmTimer, Effect, StartChild
+from cluster.engine.ending import fail
+from cluster.engine.events import (
+    CallbacksReset,
+    ChildEnded,
+    ChildRevived,
+    Continued,
+    Event,
+    FailureWorkflowResolved,
+    LeaseExtended,
+    Paused,
+    Recovered,
+    Rerun,
+    Restarted,
+    Resumed,
+    Retried,
+    ScriptEvaluated,
+    SubWorkflowResolved,
+    TaskDefsFrozen,
+    TaskHandedBack,
+    TaskPolled,
+    TaskSkipped,
+    TasksRequeued,
+    TaskUpdated,
+    Terminated,
+    TimerFired,
+    VariablesUpdated,
+    WorkflowLaunched,
+    WorkflowStarted,
+)
+from cluster.engine.model import INPUT, VARIABLES, Execution, Task
+from cluster.engine.recovery import recover
+from cluster.engine.retries import (
+    TimedOut,
+    arm,
+    arm_workflow_timeout,
+    check_timeouts,
+    due_of,
+    timeout_start_ms,
+)
+from cluster.engine.scheduling import begin_attempt, push, run
+from cluster.engine.step import Outcome, Step, Surroundings, WorkflowFailed
+from cluster.engine.tasks import TASK_TYPES, start_workflow, sub_workflow
+from cluster.engine.transitions import OPEN_TASK, TaskStatus, WorkflowStatus
+from cluster.errors import NotFound
+from cluster.ids import derived_workflow_id, slot_of
+
+DEFAULT = Surroundings()
+
+
+def decide(
+    execution: Execution, event: Event, surroundings: Surroundings = DEFAULT
+) -> list[Effect]:
+    """Apply one event; returns the effects, the rows are noted in the execution (rows.py).
+
+    A late or repeated result or timer changes nothing; operator commands may revive what ended.
+    Raises a ClusterError for a command that does not fit; then nothing has changed.
+    """
+    step = Step(execution, event.at_ms, surroundings, TASK_TYPES)
+    try:
+        _apply(step, event)
+    except TimedOut as e:
+        fail(step, WorkflowStatus.TIMED_OUT, e.reason, e.task)
+    except WorkflowFailed as e:
+        fail(step, WorkflowStatus(e.status), e.reason)
+    run(step)
+    if execution.changed or execution.parts or execution.removed or step.effects:
+        execution.header.update_ms = step.at_ms
+    return step.effects
+
+
+def _apply(step: Step, event: Event) -> None:
+    match event:
+        case TaskUpdated():
+            on_task_updated(step, event)
+        case TaskPolled():
+            on_task_polled(step, event)
+        case TaskHandedBack():
+            on_task_handed_back(step, event)
+        case WorkflowStarted():
+            on_started(step)
+        case Continued():
+            pass
+        case Recovered():
+            recover(step)
+        case TimerFired():
+            on_timer(step)
+        case LeaseExtended():
+            on_lease_extended(step, event)
+        case ScriptEvaluated():
+            on_script(step, event)
+        case SubWorkflowResolved():
+            on_sub_workflow_resolved(step, event)
+        case TaskDefsFrozen():
+            on_task_defs_frozen(step, event)
+        case WorkflowLaunched():
+            on_workflow_launched(step, event)
+        case ChildEnded():
+            on_child_ended(step, event)
+        case FailureWorkflowResolved():
+            on_failure_workflow_resolved(step, event)
+        case ChildRevived():
+            control.on_child_revived(step, event)
+        case Paused():
+            control.pause(step)
+        case Resumed():
+            control.resume(step)
+        case Terminated():
+            control.terminate(step, event)
+        case Restarted():
+            control.restart(step)
+        case Retried():
+            control.retry(step, event)
+        case Rerun():
+            control.rerun(step, event)
+        case TaskSkipped():
+            control.skip(step, event)
+        case CallbacksReset():
+            control.reset_callbacks(step)
+        case TasksRequeued():
+            control.requeue(step, event)
+        case VariablesUpdated():
+            control.update_variables(step, event)
+        case _:
+            assert_never(event)
+
+
+def on_started(step: Step) -> None:
+    """A fresh execution: its header, input and variables are in place."""
+    arm_workflow_timeout(step)
+    step.later("start", 0, 0, 0)
+    step.execution.parts |= INPUT | VARIABLES
+
+
+def open_task(step: Step, number: int) -> Task | None:
+    """The task an answer is about, None when the answer comes too late to matter."""
+    task = step.execution.tasks.get(number)
+    if task is None or task.status not in OPEN_TASK or step.execution.is_terminal:
+        return None
+    return task
+
+
+def on_task_polled(step: Step, event: TaskPolled) -> None:
+    """A worker holds it now. Repeated, or overtaken by its end, it changes nothing."""
+    task = open_task(step, event.number)
+    if task is None or task.status is not TaskStatus.SCHEDULED or event.delivery != task.delivery:
+        return
+    task.status = TaskStatus.IN_PROGRESS
+    task.start_ms = task.start_ms or step.at_ms
+    task.update_ms = step.at_ms
+    task.poll_count += 1
+    task.callback_after_s = 0
+    task.worker_id = event.worker_id
+    step.execution.touch(task)
+    arm(step, task, step.execution.node_of(task))
+
+
+def on_task_handed_back(step: Step, event: TaskHandedBack) -> None:
+    """Undo a poll whose answer could not be written."""
+    task = open_task(step, event.number)
+    if (
+        task is None
+        or task.status is not TaskStatus.IN_PROGRESS
+        or task.delivery != event.delivery
+        or not step.types[task.type].is_worker
+    ):
+        return
+    task.status = TaskStatus.SCHEDULED
+    task.poll_count -= 1
+    if not task.poll_count:
+        task.start_ms = 0
+    task.worker_id = ""
+    task.update_ms = step.at_ms
+    step.execution.touch(task)
+    arm(step, task, step.execution.node_of(task))
+
+
+def on_task_updated(step: Step, event: TaskUpdated) -> None:
+    """A worker's result, or anybody's word about a task."""
+    execution = step.execution
+    if event.number not in execution.tasks:
+        raise NotFound(f"No such task found by id: {execution.task_id(event.number)}")
+    task = open_task(step, event.number)
+    if task is None:
+        return
+    if event.output is not None:
+        output = event.output
+        if event.merge:
+            merged = {**execution.task_output(task), **payloads.load(event.output)}
+            output = payloads.dump_map(merged)
+        step.bytes_left -= len(output)
+        execution.set_task_output(task, output)
+    task.worker_id = event.worker_id or ""
+    if event.reason is not None:
+        task.reason = event.reason
+    if event.sub_workflow_id:
+        task.sub_workflow_id = event.sub_workflow_id
+    task.callback_after_s = event.callback_after_s
+    if event.status not in OPEN_TASK:
+        limit = step.surroundings.task_output_bytes_max
+        if len(task.output) > limit:
+            reason = (
+                f"The task output payload size: {len(task.output) // 1024} is greater than the "
+                f"permissible limit: {limit // 1024} kilobytes"
+            )
+            execution.set_task_output(task, payloads.EMPTY)
+            step.finish(task, TaskStatus.FAILED_WITH_TERMINAL_ERROR, reason)
+        else:
+            step.finish(task, event.status)
+        return
+    task.update_ms = step.at_ms
+    node = execution.node_of(task)
+    if step.types[task.type].is_worker and event.by_worker:
+        task.status = TaskStatus.SCHEDULED
+        task.visible_ms = step.at_ms + event.callback_after_s * 1000
+        push(step, task)
+    else:
+        task.status = TaskStatus.IN_PROGRESS
+        execution.touch(task)
+    arm(step, task, node)
+
+
+def on_lease_extended(step: Step, event: LeaseExtended) -> None:
+    execution = step.execution
+    if event.number not in execution.tasks:
+        raise NotFound(f"No such task found by id: {execution.task_id(event.number)}")
+    task = open_task(step, event.number)
+    if task is not None:
+        # The standing timer finds the later due time when it fires.
+        task.update_ms = step.at_ms
+        execution.touch(task)
+
+
+def on_timer(step: Step) -> None:
+    """Handle every due time that has come, then say which is the next."""
+    execution = step.execution
+    if execution.is_terminal:
+        return
+    timers = execution.timers
+    while timers and timers[0][0] <= step.at_ms:
+        number = timers[0][1]
+        execution.drop_first_timer()
+        if number == 0:
+            _workflow_timed_out(step)
+            continue
+        task = open_task(step, number)
+        if task is None or execution.header.status is WorkflowStatus.PAUSED:
+            continue
+        _task_timer(step, task)
+    header = execution.header
+    header.due_ms = timers[0][0] if timers else 0
+    if header.due_ms:
+        step.effects.append(ArmTimer(header.due_ms))
+
+
+def _workflow_timed_out(step: Step) -> None:
+    execution = step.execution
+    timeout_s = execution.plan.definition.timeout_seconds
+    elapsed_ms = step.at_ms - timeout_start_ms(execution)
+    if elapsed_ms < timeout_s * 1000:
+        arm_workflow_timeout(step)
+        return
+    raise TimedOut(
+        f"Workflow timed out after {elapsed_ms // 1000} seconds. Timeout configured as "
+        f"{timeout_s} seconds. Timeout policy configured to TIME_OUT_WF"
+    )
+
+
+def _task_timer(step: Step, task: Task) -> None:
+    execution = step.execution
+    node = execution.node_of(task)
+    if not check_timeouts(step, task, node) and task.wake_ms and task.wake_ms <= step.at_ms:
+        task.wake_ms = 0
+        execution.touch(task)
+        task_type = step.types[task.type]
+        if task_type.on_wake is not None and task.status is TaskStatus.IN_PROGRESS:
+            task_type.on_wake(step, task, node)
+        else:
+            task.visible_ms = step.at_ms
+            begin_attempt(step, task, node)
+    if task.status in OPEN_TASK:
+        due = due_of(task, node, step.execution.definition_of(task, node))
+        if due > step.at_ms:
+            execution.arm(task, due)
+
+
+def on_script(step: Step, event: ScriptEvaluated) -> None:
+    task = open_task(step, event.number)
+    if task is None or task.token != event.token or event.number not in step.execution.scripts:
+        return
+    step.execution.scripts.discard(task.number)
+    task_type = step.types[task.type]
+    assert task_type.on_script is not None
+    value = payloads.load(event.result) if event.result else None
+    outcome = Outcome(value, event.error, event.timed_out)
+    task_type.on_script(step, task, step.execution.node_of(task), outcome)
+
+
+def on_sub_workflow_resolved(step: Step, event: SubWorkflowResolved) -> None:
+    task = open_task(step, event.number)
+    if task is not None and task.token == event.token and task.status is TaskStatus.SCHEDULED:
+        sub_workflow.on_resolved(step, task, event)
+
+
+def on_task_defs_frozen(step: Step, event: TaskDefsFrozen) -> None:
+    task = open_task(step, event.number)
+    if task is None or task.token != event.token:
+        return
+    execution = step.execution
+    if event.definitions:
+        frozen = {**execution.frozen_task_defs(), **event.definitions}
+        execution.set_task_defs(payloads.dump(frozen))
+    node = execution.node_of(task)
+    on_definitions = step.types[node.type].on_definitions
+    assert on_definitions is not None
+    task.token += 1
+    on_definitions(step, task, node)
+
+
+def on_workflow_launched(step: Step, event: WorkflowLaunched) -> None:
+    task = open_task(step, event.number)
+    if task is not None and task.token == event.token and task.status is TaskStatus.SCHEDULED:
+        start_workflow.on_launched(step, task, event)
+
+
+def on_child_ended(step: Step, event: ChildEnded) -> None:
+    task = open_task(step, event.number)
+    if task is not None and task.sub_workflow_id == event.child_id:
+        sub_workflow.on_child_ended(step, task, event)
+
+
+def on_failure_workflow_resolved(step: Step, event: FailureWorkflowResolved) -> None:
+    """Start the compensating run in the same commit that notes its id."""
+    execution = step.execution
+    header = execution.header
+    if header.failure_workflow != "?":
+        return
+    output = dict(execution.workflow_output())
+    if event.snapshot is None:
+        header.failure_workflow = "-"
+        output["conductor.failure_workflow"] = (
+            f"Error workflow {event.name} failed to start.  reason: {event.error}"
+        )
+        execution.set_output(payloads.dump(output))
+        return
+    origin = f"{execution.id}/failure/{header.restarts}/{header.last_retried_ms}"
+    run_id = derived_workflow_id(at_ms=step.at_ms, slot=slot_of(execution.id), origin=origin)
+    value = {
+        **execution.workflow_input(),
+        "workflowId": execution.id,
+        "reason": header.reason,
+        "failureStatus": header.status.value,
+    }
+    if header.failed_number:
+        value["failureTaskId"] = execution.task_id(header.failed_number)
+    step.effects.append(
+        StartChild(
+            workflow_id=run_id,
+            snapshot=event.snapshot,
+            name=event.name,
+            version=event.version,
+            input=payloads.dump(value),
+            correlation_id=header.correlation_id,
+            priority=0,
+            task_to_domain=header.task_to_domain,
+            parent_number=0,
+            failed_run=True,
+        )
+    )
+    header.failure_workflow = run_id
+    output["conductor.failure_workflow"] = run_id
+    execution.set_output(payloads.dump(output))
+
+
+def may_be_polled(execution: Execution, number: int, delivery: int) -> Task | None:
+    """The task a queue offers, if this delivery of it is still to be handed out."""
+    task = execution.tasks.get(number)
+    if (
+        task is None
+        or execution.is_terminal
+        or task.status is not TaskStatus.SCHEDULED
+        or task.delivery != delivery
+    ):
+        return None
+    return task

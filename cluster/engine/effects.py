@@ -1,0 +1,132 @@
+"""All the decider can ask for. Every effect is derived from saved state and may be repeated."""
+
+from typing import Any
+
+import msgspec
+
+from cluster.engine.events import Event
+
+
+class _Effect(msgspec.Struct, frozen=True):
+    pass
+
+
+class PushTask(_Effect, frozen=True):
+    """Put the present delivery of a worker task into its queue."""
+
+    number: int
+
+
+class AcknowledgeTask(_Effect, frozen=True):
+    """Take a task out of its queue, free what it held there. `queue` as `queue_name` says."""
+
+    queue: str
+    number: int
+
+
+class HoldTask(_Effect, frozen=True):
+    """After a restart: a worker has this task; its queue must count it against the limits."""
+
+    queue: str
+    number: int
+    delivery: int
+
+
+class RunScript(_Effect, frozen=True):
+    """Evaluate `source` over `input` outside; the answer comes back as ScriptEvaluated."""
+
+    number: int
+    token: int
+    language: str
+    """javascript (an expression), function (a body with return) or jq."""
+    source: str
+    input: bytes
+
+
+class FreezeTaskDefs(_Effect, frozen=True):
+    """Read the task definitions of these names; comes back as TaskDefsFrozen."""
+
+    number: int
+    token: int
+    names: tuple[str, ...]
+
+
+class ResolveSubWorkflow(_Effect, frozen=True):
+    """Find and freeze the definition of a child; comes back as SubWorkflowResolved."""
+
+    number: int
+    token: int
+    name: str
+    version: int | None
+    definition: dict[str, Any] | None = None
+
+
+class StartChild(_Effect, frozen=True):
+    """Create a workflow on this shard, in the same commit: a child, or a failure workflow."""
+
+    workflow_id: str
+    snapshot: str
+    name: str
+    version: int
+    input: bytes
+    correlation_id: str | None
+    priority: int
+    task_to_domain: dict[str, str] | None
+    parent_number: int
+    """0: no link back (failure workflows)."""
+    failed_run: bool = False
+    """Add the whole failed run to the input, as `failedWorkflow`."""
+
+
+class LaunchWorkflow(_Effect, frozen=True):
+    """START_WORKFLOW: start `workflow_id` wherever it lives; comes back as WorkflowLaunched."""
+
+    number: int
+    token: int
+    workflow_id: str
+    request: dict[str, Any]
+
+
+class ResolveFailureWorkflow(_Effect, frozen=True):
+    """Find the compensating definition; comes back as FailureWorkflowResolved."""
+
+    name: str
+    version: int | None
+
+
+class Tell(_Effect, frozen=True):
+    """Hand an event to a workflow of this shard, in the same commit."""
+
+    workflow_id: str
+    event: Event
+
+
+class ArmTimer(_Effect, frozen=True):
+    """Send TimerFired at `due_ms` or soon after."""
+
+    due_ms: int
+
+
+class ContinueLater(_Effect, frozen=True):
+    """Work items are left: send Continued after what else waits in the mailbox."""
+
+
+class WorkflowEnded(_Effect, frozen=True):
+    """It has reached a terminal status: for metrics, waiters and eviction."""
+
+
+Effect = (
+    PushTask
+    | AcknowledgeTask
+    | HoldTask
+    | RunScript
+    | FreezeTaskDefs
+    | ResolveSubWorkflow
+    | StartChild
+    | LaunchWorkflow
+    | ResolveFailureWorkflow
+    | Tell
+    | ArmTimer
+    | ContinueLater
+    | WorkflowEnded
+)

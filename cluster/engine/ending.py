@@ -1,0 +1,148 @@
+"""How a workflow ends: its output, its open tasks, its children, its parent, its compensation."""
+
+from cluster.engine import payloads
+from cluster.engine.effects import ResolveFailureWorkflow, Tell, WorkflowEnded
+from cluster.engine.events import ChildEnded, Terminated
+from cluster.engine.model import Task
+from cluster.engine.step import Step
+from cluster.engine.transitions import (
+    UNSUCCESSFUL_TASK,
+    TaskStatus,
+    WorkflowStatus,
+)
+from cluster.engine.views import GATHERING, output_of, output_value
+
+
+def complete(step: Step, *, reason: str = "") -> None:
+    """Everything that was to be done is done."""
+    execution = step.execution
+    failures = []
+    for task in execution.by_ref.values():
+        if task.status in UNSUCCESSFUL_TASK:
+            node = execution.node_of(task)
+            if node.task.permissive and not node.task.optional:
+                failures.append(
+                    f"Task {execution.task_id(task.number)} failed with status: {task.status} "
+                    f"and reason: '{task.reason or 'null'}'"
+                )
+    if failures:
+        fail(step, WorkflowStatus.FAILED, ". ".join(failures))
+    else:
+        _end(step, WorkflowStatus.COMPLETED, reason)
+
+
+def fail(step: Step, status: WorkflowStatus, reason: str, task: Task | None = None) -> None:
+    """End the workflow unsuccessfully and start its failure workflow."""
+    header = step.execution.header
+    if task is not None:
+        header.failed_number = task.number
+    _end(step, status, reason, last=task)
+    _compensate(step)
+
+
+def end_by_terminate_task(
+    step: Step, status: WorkflowStatus, reason: str, output: bytes, task: Task
+) -> None:
+    """A TERMINATE task has the last word on status and output."""
+    execution = step.execution
+    header = execution.header
+    execution.set_output(output)
+    header.terminated_output = True
+    if status is not WorkflowStatus.COMPLETED:
+        header.failed_number = task.number
+    _end(step, status, reason)
+    if status is not WorkflowStatus.COMPLETED:
+        _compensate(step)
+
+
+def terminate(step: Step, reason: str) -> None:
+    """An operator, or the parent, ends it; nothing is compensated."""
+    _end(step, WorkflowStatus.TERMINATED, reason)
+
+
+def _end(step: Step, status: WorkflowStatus, reason: str, *, last: Task | None = None) -> None:
+    execution = step.execution
+    header = execution.header
+    header.status = status
+    header.reason = reason
+    header.end_ms = step.at_ms
+    header.due_ms = 0
+    execution.timers.clear()
+    step.work.clear()
+    if not header.terminated_output:
+        _set_output(step, last)
+    tell_parent(step)
+    step.effects.append(WorkflowEnded())
+
+
+def _set_output(step: Step, last: Task | None) -> None:
+    execution = step.execution
+    if not execution.tasks:
+        return
+    if execution.plan.definition.output_parameters:
+        output = execution.plan.outputs.resolve(step.root)
+        execution.set_output(payloads.dump_map(output))
+    else:
+        task = last or next(reversed(execution.tasks.values()))
+        execution.set_output(output_of(execution, task))
+
+
+def tell_parent(step: Step) -> None:
+    """Hand the end of a child to the task that waits for it, in the same commit."""
+    execution = step.execution
+    header = execution.header
+    if header.parent_id is not None:
+        step.effects.append(
+            Tell(
+                header.parent_id,
+                ChildEnded(
+                    at_ms=step.at_ms,
+                    number=header.parent_number,
+                    child_id=execution.id,
+                    status=header.status.value,
+                    output=execution.output,
+                    reason=header.reason,
+                ),
+            )
+        )
+
+
+def cancel_open_tasks(step: Step) -> bool:
+    """Cancel what is still open, children included; False when some are left for the next turn."""
+    execution = step.execution
+    for number in list(execution.open):
+        if step.budget <= 0:
+            return False
+        step.budget -= 1
+        task = execution.tasks[number]
+        gathered = output_value(execution, task) if task.type in GATHERING else {}
+        step.close(task, TaskStatus.CANCELED)
+        if task.type in GATHERING:
+            step.set_output(task, gathered)
+        terminate_child(step, task)
+    return True
+
+
+def terminate_child(step: Step, task: Task) -> None:
+    """End the child that a closed SUB_WORKFLOW task has started."""
+    if task.sub_workflow_id and task.type == "SUB_WORKFLOW":
+        reason = f"Parent workflow has been terminated with reason: {step.execution.header.reason}"
+        event = Terminated(at_ms=step.at_ms, reason=reason, by_parent=True)
+        step.effects.append(Tell(task.sub_workflow_id, event))
+
+
+def _compensate(step: Step) -> None:
+    execution = step.execution
+    definition = execution.plan.definition
+    name = definition.failure_workflow
+    if not name:
+        return
+    if "${" in name:
+        from cluster.engine.expressions import compile_template
+
+        resolved = compile_template(name).resolve(step.root)
+        if not isinstance(resolved, str) or not resolved:
+            return
+        name = resolved
+    execution.header.failure_workflow = "?"
+    step.effects.append(ResolveFailureWorkflow(name, definition.failure_workflow_version))

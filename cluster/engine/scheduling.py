@@ -1,0 +1,185 @@
+"""Which tasks come next: the walk over the plan, in work items that can wait for the next turn."""
+
+from cluster.engine.effects import ContinueLater, PushTask
+from cluster.engine.ending import cancel_open_tasks, complete, fail
+from cluster.engine.model import NO_SCOPE, Task
+from cluster.engine.plan import Node, following
+from cluster.engine.retries import (
+    TimedOut,
+    delay_s,
+    jitter_ms,
+    may_retry,
+    next_attempt,
+    total_timeout_reason,
+)
+from cluster.engine.step import TOP, Place, Step, TaskType, WorkflowFailed, place_of
+from cluster.engine.transitions import (
+    OPEN_TASK,
+    UNSUCCESSFUL_TASK,
+    TaskStatus,
+    WorkflowStatus,
+)
+
+
+def run(step: Step) -> None:
+    """Take work items until none is left or this transition is large enough."""
+    execution = step.execution
+    header = execution.header
+    work = step.work
+    while work and header.status is WorkflowStatus.RUNNING:
+        if step.budget <= 0 or step.bytes_left <= 0:
+            break
+        kind, number, index = work.popleft()
+        scope = NO_SCOPE if kind == "start" else execution.tasks[number].scope
+        try:
+            match kind:
+                case "ended":
+                    on_ended(step, execution.tasks[number])
+                case "resume":
+                    task = execution.tasks[number]
+                    resume = step.types[task.type].resume
+                    assert resume is not None
+                    resume(step, task, index)
+                case "start":
+                    start(step)
+            if execution.release(scope):
+                _scope_done(step, scope)
+        except TimedOut as e:
+            fail(step, WorkflowStatus.TIMED_OUT, e.reason, e.task)
+        except WorkflowFailed as e:
+            fail(step, WorkflowStatus(e.status), e.reason)
+    if execution.is_terminal:
+        work.clear()
+        if execution.open and not cancel_open_tasks(step):
+            work.append(("cancel", 0, 0))
+    header.work = list(work)
+    if work and header.status is not WorkflowStatus.PAUSED:
+        step.effects.append(ContinueLater())
+
+
+def _scope_done(step: Step, scope: int) -> None:
+    if step.execution.is_terminal:
+        return
+    if scope == NO_SCOPE:
+        complete(step)
+    else:
+        loop_task = step.execution.tasks[scope]
+        if loop_task.status in OPEN_TASK:
+            step.later("resume", scope, 0, loop_task.scope)
+
+
+def start(step: Step) -> None:
+    """Schedule the first step of the definition."""
+    first = step.execution.plan.first
+    if first is None:
+        complete(step, reason="No tasks found to be executed")
+    else:
+        schedule(step, first, TOP)
+
+
+def schedule(step: Step, node: Node | None, place: Place) -> Task | None:
+    """Begin the first attempt of `node`, or of what follows it where it is to be skipped."""
+    execution = step.execution
+    while node is not None:
+        present = execution.by_ref.get(node.ref + place.suffix)
+        if present is None:
+            break
+        if present.status is not TaskStatus.SKIPPED:
+            return None
+        node = following(node)
+    if node is None:
+        return None
+    task_type = step.types[node.type]
+    task = step.new_task(node, place, type=task_type.shown_as, name=task_type.shown_as)
+    if task_type.resolves_input:
+        step.set_input(task, step.resolve_input(task, node))
+    task_type.begin(step, task, node)
+    return task
+
+
+def on_ended(step: Step, task: Task) -> None:
+    """An attempt is over: retry it, forgive it, end the workflow, or go on behind it."""
+    execution = step.execution
+    if task.status in OPEN_TASK or task.retried:
+        return
+    node = execution.node_of(task)
+    task_type = step.types[task.type]
+    if task.status in UNSUCCESSFUL_TASK and not _forgiven(step, task, node, task_type):
+        return
+    task.executed = True
+    execution.touch(task)
+    _tell_joins(step, task)
+    if execution.is_terminal:
+        return
+    branch = task_type.branch(execution, task, node) if task_type.branch is not None else None
+    schedule(step, branch if branch is not None else following(node), place_of(task))
+
+
+def _forgiven(step: Step, task: Task, node: Node, task_type: TaskType) -> bool:
+    """Whether the flow goes on behind a failed attempt; if not, what had to happen has happened."""
+    execution = step.execution
+    definition = step.execution.definition_of(task, node)
+    if task_type.retries and may_retry(task, node, definition):
+        assert definition is not None
+        reason = total_timeout_reason(execution, task, definition, step.at_ms)
+        if reason is None:
+            attempt = next_attempt(
+                step,
+                task,
+                node,
+                delay=delay_s(task, definition),
+                jitter=jitter_ms(execution, task, definition),
+            )
+            begin_attempt(step, attempt, node)
+            return False
+        status = WorkflowStatus.FAILED
+        if task.status is TaskStatus.TIMED_OUT:
+            status = WorkflowStatus.TIMED_OUT
+        fail(step, status, reason, task)
+        return False
+    if node.task.optional:
+        task.status = TaskStatus.COMPLETED_WITH_ERRORS
+        return True
+    if node.task.permissive:
+        return True
+    status = _STATUS_AFTER.get(task.status, WorkflowStatus.FAILED)
+    reason = (
+        f"Task {execution.task_id(task.number)} failed with status: {status} "
+        f"and reason: '{task.reason or 'null'}'"
+    )
+    fail(step, status, reason, task)
+    return False
+
+
+_STATUS_AFTER = {
+    TaskStatus.CANCELED: WorkflowStatus.TERMINATED,
+    TaskStatus.TIMED_OUT: WorkflowStatus.TIMED_OUT,
+}
+
+
+def begin_attempt(step: Step, attempt: Task, node: Node) -> None:
+    """Begin a further attempt, at once or when its delay is over."""
+    task_type = step.types[attempt.type]
+    if not task_type.is_worker and attempt.visible_ms > step.at_ms:
+        step.wake(attempt, attempt.visible_ms)
+    else:
+        task_type.begin(step, attempt, node)
+
+
+def _tell_joins(step: Step, task: Task) -> None:
+    """`task` has ended for good: every join that waits for it looks again."""
+    execution = step.execution
+    for number in execution.joins.pop(task.ref, ()):
+        join = execution.tasks.get(number)
+        if join is not None and join.status in OPEN_TASK and number in execution.waiting:
+            execution.waiting[number] -= 1
+            on_joined = step.types[join.type].on_joined
+            assert on_joined is not None
+            on_joined(step, join)
+
+
+def push(step: Step, task: Task) -> None:
+    """Put a worker task into its queue as its next delivery."""
+    task.delivery += 1
+    step.execution.touch(task)
+    step.effects.append(PushTask(task.number))

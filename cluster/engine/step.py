@@ -1,0 +1,290 @@
+"""One call of the decider: the execution, the time, what is still to be walked, what was asked."""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from cluster.engine import payloads
+from cluster.engine.conditions import NotSimple, compile_condition
+from cluster.engine.effects import AcknowledgeTask, ArmTimer, Effect, RunScript
+from cluster.engine.expressions import compile_template
+from cluster.engine.model import NO_SCOPE, Execution, Task
+from cluster.engine.plan import Node
+from cluster.engine.transitions import OPEN_TASK, TaskStatus
+from cluster.engine.views import ExecutionRoot
+from cluster.ids import NUMBER_MAX
+
+
+def _nobody_polls(task_type: str, domain: str, at_ms: int) -> bool:
+    return False
+
+
+class Surroundings(msgspec.Struct, frozen=True):
+    """What the engine may know of the process it runs in; the same for all executions."""
+
+    environment: Mapping[str, str] = {}
+    """What `${workflow.env.NAME}` resolves to."""
+    is_polled: Callable[[str, str, int], bool] = _nobody_polls
+    """Whether a worker asked for (task type, domain) within the last seconds before a time."""
+    tasks_per_step_max: int = 200
+    """New or ended tasks per transition; the rest is a continuation."""
+    step_bytes_max: int = 128 * 1024
+    open_tasks_max: int = 100_000
+    variables_bytes_max: int = 256 * 1024
+    payload_bytes_max: int = 5 * 1024 * 1024
+    task_output_bytes_max: int = 3 * 1024 * 1024
+
+
+class Place(NamedTuple):
+    """Where in a run a step is scheduled: which loop round, which dynamic fork."""
+
+    scope: int = NO_SCOPE
+    suffix: str = ""
+    iteration: int = 0
+    origin: int = 0
+
+
+TOP = Place()
+_UNKNOWN = object()
+
+
+def place_of(task: Task) -> Place:
+    """The place of a task is also that of the steps that follow it."""
+    return Place(task.scope, task.suffix, task.iteration, task.origin)
+
+
+class Outcome(NamedTuple):
+    """What a script came to: a JSON value, or an error."""
+
+    value: Any = None
+    error: str | None = None
+    timed_out: bool = False
+
+
+class TaskType(NamedTuple):
+    """What the engine does with tasks of one type; see `engine/tasks/__init__.py`."""
+
+    begin: "Callable[[Step, Task, Node], None]"
+    """A first or further attempt begins: its input is in place, its status SCHEDULED."""
+    on_script: "Callable[[Step, Task, Node, Outcome], None] | None" = None
+    """The script it asked for with `Step.evaluate` has come back."""
+    branch: "Callable[[Execution, Task, Node], Node | None] | None" = None
+    """After it ended: the first step of the branch it chose, None for the step that follows."""
+    resume: "Callable[[Step, Task, int], None] | None" = None
+    """Go on with work item ("resume", task, index): branches of a fork, rounds of a loop."""
+    on_joined: "Callable[[Step, Task], None] | None" = None
+    """One more of the tasks that a join waits for has ended."""
+    on_wake: "Callable[[Step, Task, Node], None] | None" = None
+    """Its `wake_ms` has come; None begins the attempt, whose delay is then over."""
+    shown_as: str | None = None
+    """taskType and taskDefName where they are not those of the step."""
+    resolves_input: bool = True
+    is_worker: bool = False
+    on_definitions: "Callable[[Step, Task, Node], None] | None" = None
+    """The task definitions it asked for have been frozen."""
+    retries: bool = True
+    """Failed attempts are repeated as its task definition says."""
+
+
+class WorkflowFailed(Exception):
+    """Raised inside a step: the definition cannot go on from here; the workflow ends FAILED."""
+
+    def __init__(self, reason: str, *, status: str = "FAILED") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.status = status
+
+
+class Step:
+    """Everything one `decide` call reads and collects."""
+
+    __slots__ = (
+        "at_ms",
+        "budget",
+        "bytes_left",
+        "effects",
+        "execution",
+        "root",
+        "surroundings",
+        "types",
+        "work",
+    )
+
+    def __init__(
+        self,
+        execution: Execution,
+        at_ms: int,
+        surroundings: Surroundings,
+        types: Mapping[str, TaskType],
+    ) -> None:
+        self.types = types
+        """Task types by name; a name the engine does not know is a worker's."""
+        self.execution = execution
+        self.at_ms = at_ms
+        self.surroundings = surroundings
+        self.effects: list[Effect] = []
+        self.work: deque[tuple[str, int, int]] = deque(execution.header.work)
+        self.budget = surroundings.tasks_per_step_max
+        self.bytes_left = surroundings.step_bytes_max
+        self.root = ExecutionRoot(execution, surroundings.environment)
+
+    # -- scripts
+
+    def evaluate(
+        self, task: Task, node: Node, *, language: str, source: str, value: dict[str, Any]
+    ) -> Outcome | None:
+        """Run a script over `value`: at once when it is simple, else outside (None; see effects).
+
+        The answer from outside comes back through the task type's `on_script`.
+        """
+        if language == "javascript":
+            closure = node.compiled.get(source, _UNKNOWN)
+            if closure is _UNKNOWN:
+                closure = node.compiled[source] = compile_condition(source)
+            if closure is not None:
+                try:
+                    return Outcome(closure(value))
+                except NotSimple:
+                    pass
+        task.token += 1
+        self.execution.touch(task)
+        self.execution.scripts.add(task.number)
+        self.effects.append(
+            RunScript(task.number, task.token, language, source, payloads.dump_map(value))
+        )
+        return None
+
+    # -- the walk
+
+    def later(self, kind: str, number: int, index: int, scope: int) -> None:
+        """Add a work item; its scope cannot finish before it is done."""
+        self.work.append((kind, number, index))
+        self.execution.hold(scope)
+
+    # -- tasks
+
+    def new_task(
+        self, node: Node, place: Place, *, type: str | None = None, name: str | None = None
+    ) -> Task:
+        """Create the first attempt of a step, SCHEDULED, without input."""
+        header = self.execution.header
+        if header.next_number > NUMBER_MAX:
+            raise WorkflowFailed(f"A workflow can have at most {NUMBER_MAX} tasks")
+        if len(self.execution.open) >= self.surroundings.open_tasks_max:
+            raise WorkflowFailed(
+                f"A workflow can have at most {self.surroundings.open_tasks_max} open tasks"
+            )
+        task = Task(
+            number=header.next_number,
+            ref=node.ref + place.suffix if place.suffix else node.ref,
+            base_ref=node.ref,
+            type=type or node.type,
+            name=name or node.name,
+            status=TaskStatus.SCHEDULED,
+            seq=header.next_seq,
+            scope=place.scope,
+            iteration=place.iteration,
+            origin=place.origin,
+            scheduled_ms=self.at_ms,
+            first_scheduled_ms=self.at_ms,
+            update_ms=self.at_ms,
+        )
+        header.next_number += 1
+        header.next_seq += 1
+        self.budget -= 1
+        self.execution.add_task(task)
+        return task
+
+    def resolve_input(self, task: Task, node: Node) -> dict[str, Any]:
+        """The step's inputParameters over what there is now, defaults of its TaskDef filled in."""
+        value: dict[str, Any] = node.template.resolve(
+            self.root, task_id=self.execution.task_id(task.number)
+        )
+        defaults = node.defaults
+        if defaults is None and node.definition is None:
+            definition = self.execution.definition_of(task, node)
+            if definition is not None and definition.input_template:
+                defaults = compile_template(definition.input_template)
+        if defaults is not None:
+            for key, fallback in defaults.resolve(
+                self.root, task_id=self.execution.task_id(task.number)
+            ).items():
+                if value.get(key) is None:
+                    value[key] = fallback
+        return value
+
+    def set_input(self, task: Task, value: dict[str, Any]) -> None:
+        encoded = payloads.dump_map(value)
+        self.bytes_left -= len(encoded)
+        self.execution.set_task_input(task, encoded)
+
+    def set_output(self, task: Task, value: dict[str, Any]) -> None:
+        encoded = payloads.dump_map(value)
+        self.bytes_left -= len(encoded)
+        self.execution.set_task_output(task, encoded)
+
+    def start(self, task: Task) -> None:
+        """An attempt that the engine itself works on: IN_PROGRESS from now."""
+        task.status = TaskStatus.IN_PROGRESS
+        task.start_ms = task.start_ms or self.at_ms
+        task.update_ms = self.at_ms
+        self.execution.touch(task)
+
+    def finish(self, task: Task, status: TaskStatus, reason: str | None = None) -> None:
+        """End an attempt and have the walk go on from it (retry, failure or what follows)."""
+        self.close(task, status, reason)
+        # What was held as an open task is now held as a work item.
+        self.later("ended", task.number, 0, task.scope)
+        self.execution.release(task.scope)
+
+    def close(self, task: Task, status: TaskStatus, reason: str | None = None) -> None:
+        """End an attempt without any consequence but for its queue."""
+        execution = self.execution
+        task.status = status
+        if reason is not None:
+            task.reason = reason
+        task.end_ms = self.at_ms
+        task.update_ms = self.at_ms
+        task.wake_ms = 0
+        execution.open.pop(task.number, None)
+        execution.scripts.discard(task.number)
+        execution.touch(task)
+        if task.delivery:
+            self.effects.append(AcknowledgeTask(queue_name(task), task.number))
+
+    def reopen(self, task: Task, status: TaskStatus) -> None:
+        """Bring a task that ended back, in place; for operator commands."""
+        execution = self.execution
+        if task.status not in OPEN_TASK:
+            execution.open[task.number] = None
+            execution.hold(task.scope)
+        task.status = status
+        task.end_ms = 0
+        task.reason = ""
+        task.executed = False
+        task.update_ms = self.at_ms
+        execution.touch(task)
+
+    def wake(self, task: Task, due_ms: int) -> None:
+        """Come back to this task at `due_ms`."""
+        task.wake_ms = due_ms
+        self.execution.touch(task)
+        self.arm(task, due_ms)
+
+    def arm(self, task: Task, due_ms: int) -> None:
+        self.execution.arm(task, due_ms)
+        self.set_due(due_ms)
+
+    def set_due(self, due_ms: int) -> None:
+        """Ask to be woken at `due_ms` unless that happens earlier anyway."""
+        header = self.execution.header
+        if not header.due_ms or due_ms < header.due_ms:
+            header.due_ms = due_ms
+            self.effects.append(ArmTimer(due_ms))
+
+
+def queue_name(task: Task) -> str:
+    """The queue a worker task waits in: its type, with its domain in front if it has one."""
+    return f"{task.domain}:{task.type}" if task.domain else task.type

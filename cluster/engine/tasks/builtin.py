@@ -1,0 +1,110 @@
+"""The small ones: NOOP, SET_VARIABLE, TERMINATE, DYNAMIC."""
+
+from cluster.engine import payloads
+from cluster.engine.effects import FreezeTaskDefs
+from cluster.engine.ending import end_by_terminate_task
+from cluster.engine.expressions import to_text
+from cluster.engine.model import Task
+from cluster.engine.plan import Node
+from cluster.engine.step import Step, TaskType, WorkflowFailed
+from cluster.engine.transitions import TaskStatus, WorkflowStatus
+
+
+def begin_noop(step: Step, task: Task, node: Node) -> None:
+    step.start(task)
+    step.finish(task, TaskStatus.COMPLETED)
+
+
+def begin_set_variable(step: Step, task: Task, node: Node) -> None:
+    """Put the resolved inputs over the workflow's variables, key by key."""
+    step.start(task)
+    execution = step.execution
+    variables = {**execution.workflow_variables(), **execution.task_input(task)}
+    encoded = payloads.dump_map(variables)
+    limit = step.surroundings.variables_bytes_max
+    if len(encoded) > limit:
+        reason = (
+            f"The variables payload size: {len(encoded) // 1024} of workflow: {execution.id} is "
+            f"greater than the permissible limit: {limit // 1024} kilobytes"
+        )
+        step.finish(task, TaskStatus.FAILED_WITH_TERMINAL_ERROR, reason)
+        return
+    execution.set_variables(encoded)
+    step.finish(task, TaskStatus.COMPLETED)
+
+
+_TERMINATION = {
+    "COMPLETED": WorkflowStatus.COMPLETED,
+    "FAILED": WorkflowStatus.FAILED,
+    "TERMINATED": WorkflowStatus.TERMINATED,
+}
+
+
+def begin_terminate(step: Step, task: Task, node: Node) -> None:
+    """End the workflow with a status, a reason and an output of its own."""
+    step.start(task)
+    execution = step.execution
+    value = execution.task_input(task)
+    wanted = str(value.get("terminationStatus"))
+    status = _TERMINATION.get(wanted)
+    if status is None:
+        step.finish(task, TaskStatus.FAILED, "given termination status is not valid")
+        return
+    output = value.get("workflowOutput")
+    if output is None:
+        output = {}
+    elif not isinstance(output, dict):
+        output = {"output": output}
+    step.set_output(task, output)
+    step.close(task, TaskStatus.COMPLETED)
+    task.executed = True
+    given = value.get("terminationReason")
+    reason = (
+        to_text(given)
+        if given not in (None, "")
+        else f"Workflow is {wanted} by TERMINATE task: {execution.task_id(task.number)}"
+    )
+    end_by_terminate_task(step, status, reason, task.output, task)
+
+
+def begin_dynamic(step: Step, task: Task, node: Node) -> None:
+    """The type of this step stands in its input; its task definition has to be looked up first."""
+    param = node.task.dynamic_task_name_param or ""
+    value = step.execution.task_input(task)
+    given = value.get(param)
+    if given is None:
+        raise WorkflowFailed(
+            "Cannot map a dynamic task based on the parameter and input. "
+            f"Parameter= {param}, input= {to_text(value)}"
+        )
+    name = to_text(given)
+    task.name = name
+    if node.definition is None and name not in step.execution.frozen_task_defs():
+        task.token += 1
+        step.effects.append(FreezeTaskDefs(task.number, task.token, (name,)))
+    else:
+        _become(step, task, node)
+
+
+def on_definitions(step: Step, task: Task, node: Node) -> None:
+    if task.name not in step.execution.frozen_task_defs():
+        if step.types[task.name].is_worker:
+            raise WorkflowFailed(
+                "Invalid task specified.  Cannot find task by name "
+                f"{task.name} in the task definitions"
+            )
+    _become(step, task, node)
+
+
+def _become(step: Step, task: Task, node: Node) -> None:
+    task.type = task.name
+    definition = step.execution.definition_of(task, node)
+    if definition is not None and definition.input_template:
+        step.set_input(task, step.resolve_input(task, node))
+    step.types[task.type].begin(step, task, node)
+
+
+NOOP = TaskType(begin=begin_noop)
+SET_VARIABLE = TaskType(begin=begin_set_variable)
+TERMINATE = TaskType(begin=begin_terminate)
+DYNAMIC = TaskType(begin=begin_dynamic, on_definitions=on_definitions)

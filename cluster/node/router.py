@@ -1,0 +1,451 @@
+"""The way from a handler to the shard of a workflow, and what takes more than one workflow.
+
+With one node every shard is here; a call is a plain call.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from cluster.clock import Clock, Random
+from cluster.engine import control, payloads
+from cluster.engine.decider import may_be_polled
+from cluster.engine.events import (
+    Event,
+    Rerun,
+    Restarted,
+    Retried,
+    TaskHandedBack,
+    TaskPolled,
+    TasksRequeued,
+    TaskUpdated,
+)
+from cluster.engine.model import Execution, Header, Task
+from cluster.engine.plan import Plan
+from cluster.engine.transitions import OPEN_TASK, TaskStatus, WorkflowStatus
+from cluster.errors import ClusterError, Conflict, InvalidRequest, NotFound
+from cluster.ids import (
+    ShardId,
+    TaskId,
+    WorkflowId,
+    idempotency_id,
+    new_workflow_id,
+    number_of,
+    slot_of_key,
+    task_id,
+    workflow_of,
+)
+from cluster.node.metadata import Metadata, NoSuchWorkflow, Resolved
+from cluster.node.poll import HandOver
+from cluster.sharding.idempotency import KeyRecord, Keys
+from cluster.sharding.plans import Plans
+from cluster.sharding.shard import NewWorkflow, Shards, with_template
+from cluster.store.ports import OpenSet, Row
+
+_SLOTS = 1 << 16
+_SUB_WORKFLOW_DEPTH_MAX = 100
+
+
+class StartWorkflow(msgspec.Struct, frozen=True):
+    """A start as it was asked for; `input` is a JSON object."""
+
+    name: str
+    version: int | None = None
+    input: bytes = payloads.EMPTY
+    correlation_id: str | None = None
+    priority: int = 0
+    task_to_domain: dict[str, str] | None = None
+    definition: dict[str, Any] | None = None
+    """Used in place of a registered definition."""
+    created_by: str = ""
+    idempotency_key: str | None = None
+    idempotency_strategy: str | None = None
+    """FAIL, FAIL_ON_RUNNING, or RETURN_EXISTING, which is the default."""
+
+
+class RerunRequest(msgspec.Struct, frozen=True):
+    """From which task (None: from the top), and with what; None keeps what there is."""
+
+    task_id: TaskId | None = None
+    workflow_input: bytes | None = None
+    task_input: bytes | None = None
+    correlation_id: str | None = None
+
+
+class Router:
+    """Takes requests to the shards that own their workflows."""
+
+    def __init__(
+        self,
+        shards: Shards,
+        *,
+        metadata: Metadata,
+        plans: Plans,
+        keys: Keys,
+        open_set: OpenSet,
+        clock: Clock,
+        random: Random,
+        removed: Callable[[WorkflowId], Awaitable[None]],
+    ) -> None:
+        """`removed` drops what other stores hold of a workflow (task logs)."""
+        self._shards = shards
+        self._metadata = metadata
+        self._plans = plans
+        self._keys = keys
+        self._open_set = open_set
+        self._clock = clock
+        self._random = random
+        self._removed = removed
+
+    # -- starts
+
+    async def start(self, request: StartWorkflow) -> WorkflowId:
+        """Start a workflow; returns its id when the start is durable.
+
+        NotFound: no such definition. Conflict: the idempotency key is in use.
+        """
+        found = await self._definition(request)
+        if request.idempotency_key is not None:
+            return await self._start_once(request, found, request.idempotency_key)
+        now_ms = self._clock.now_ms()
+        workflow_id = new_workflow_id(at_ms=now_ms, slot=self._random.bits(16), random=self._random)
+        await self._start(workflow_id, request, found, now_ms)
+        return workflow_id
+
+    async def launch(self, workflow_id: WorkflowId, request: StartWorkflow) -> None:
+        """Start under an id drawn before; a start that happened already is success."""
+        found = await self._definition(request)
+        try:
+            await self._shards.view(workflow_id)
+        except NotFound:
+            await self._start(workflow_id, request, found, self._clock.now_ms())
+
+    async def _definition(self, request: StartWorkflow) -> Resolved:
+        if request.definition is not None:
+            return await self._metadata.snapshot_inline(request.definition)
+        found = self._metadata.snapshot_cached(request.name, request.version)
+        if found is None:
+            found = await self._metadata.snapshot(request.name, request.version)
+        return found
+
+    async def _start(
+        self,
+        workflow_id: WorkflowId,
+        request: StartWorkflow,
+        found: Resolved,
+        now_ms: int,
+        key_row: Row | None = None,
+    ) -> None:
+        plan: Plan = self._plans.of(found.snapshot)
+        header = Header(
+            snapshot=found.snapshot.hash,
+            name=found.name or request.name,
+            version=found.version,
+            status=WorkflowStatus.RUNNING,
+            create_ms=now_ms,
+            update_ms=now_ms,
+            priority=request.priority,
+            correlation_id=request.correlation_id,
+            task_to_domain=request.task_to_domain,
+            created_by=request.created_by,
+            idempotency_key=request.idempotency_key,
+        )
+        new = NewWorkflow(workflow_id, plan, header, with_template(plan, request.input))
+        if key_row is not None:
+            new.extra_rows = (key_row,)
+        await self._shards.start(new)
+
+    async def _start_once(self, request: StartWorkflow, found: Resolved, key: str) -> WorkflowId:
+        """The check, the key's row and the start are one commit of the key's shard."""
+        key_id = idempotency_id(request.name, key)
+        async with self._keys.locked(key_id):
+            now_ms = self._clock.now_ms()
+            record = await self._keys.read(key_id, now_ms)
+            if record is not None and await self._is_taken(record, request, key):
+                return WorkflowId(record.workflow_id)
+            workflow_id = new_workflow_id(
+                at_ms=now_ms, slot=slot_of_key(request.name, key), random=self._random
+            )
+            record = KeyRecord(workflow_id, request.name, key, now_ms)
+            row = self._keys.note(key_id, record)
+            try:
+                await self._start(workflow_id, request, found, now_ms, row)
+            except BaseException:
+                self._keys.forget(key_id)
+                raise
+            return workflow_id
+
+    async def _is_taken(self, record: KeyRecord, request: StartWorkflow, key: str) -> bool:
+        """Whether a known key answers with its workflow; False starts anew. Conflict otherwise."""
+        try:
+            execution = await self._shards.view(WorkflowId(record.workflow_id))
+        except NotFound:
+            return False
+        strategy = request.idempotency_strategy or "RETURN_EXISTING"
+        if strategy == "FAIL" or (strategy == "FAIL_ON_RUNNING" and not execution.is_terminal):
+            raise Conflict(
+                f"idempotencyKey '{key}' of workflow {request.name} is used by {execution.id}, "
+                f"which is {execution.header.status}"
+            )
+        return strategy == "RETURN_EXISTING"
+
+    # -- events and reads
+
+    async def submit(self, workflow_id: WorkflowId, event: Event) -> None:
+        """Decide an event; returns when what it rests on is durable."""
+        await self._shards.apply(workflow_id, event)
+
+    async def view(self, workflow_id: WorkflowId) -> Execution:
+        """The committed state; to be used before the caller's next await. NotFound."""
+        return await self._shards.view(workflow_id)
+
+    async def wait_until(
+        self, workflow_id: WorkflowId, predicate: Callable[[Execution], bool], timeout_ms: int
+    ) -> bool:
+        """Whether `predicate` held for a committed state within the time."""
+        return await self._shards.wait_until(workflow_id, predicate, timeout_ms)
+
+    # -- tasks by name, signals
+
+    async def update_by_ref(
+        self,
+        workflow_id: WorkflowId,
+        ref: str,
+        status: TaskStatus,
+        output: bytes,
+        worker_id: str | None,
+    ) -> TaskId | None:
+        """Update the open task of that reference name (rule 111); None where there is none."""
+        execution = await self._shards.view(workflow_id)
+        task = _open_by_ref(execution, ref)
+        if task is None:
+            return None
+        number = task.number
+        await self._update(workflow_id, number, status, output, worker_id)
+        return task_id(workflow_id, number)
+
+    async def signal(
+        self, workflow_id: WorkflowId, status: TaskStatus, output: bytes
+    ) -> tuple[WorkflowId, TaskId] | None:
+        """Update the first WAIT that is open in the run or, depth first, in its children."""
+        found = await self._waiting(workflow_id, _SUB_WORKFLOW_DEPTH_MAX)
+        if found is None:
+            return None
+        run_id, number = found
+        await self._update(run_id, number, status, output, None)
+        return run_id, task_id(run_id, number)
+
+    async def _waiting(self, workflow_id: WorkflowId, depth: int) -> tuple[WorkflowId, int] | None:
+        execution = await self._shards.view(workflow_id)
+        children = []
+        for task in execution.open_tasks():
+            if task.type == "WAIT":
+                return workflow_id, task.number
+            if task.type == "SUB_WORKFLOW" and task.sub_workflow_id:
+                children.append(WorkflowId(task.sub_workflow_id))
+        for child in children if depth else ():
+            try:
+                found = await self._waiting(child, depth - 1)
+            except NotFound:
+                continue
+            if found is not None:
+                return found
+        return None
+
+    async def _update(
+        self,
+        workflow_id: WorkflowId,
+        number: int,
+        status: TaskStatus,
+        output: bytes,
+        worker_id: str | None,
+    ) -> None:
+        event = TaskUpdated(
+            self._clock.now_ms(), number, status, output=output, merge=True, worker_id=worker_id
+        )
+        await self._shards.apply(workflow_id, event)
+
+    async def requeue(self, task_type: str) -> int:
+        """Put every open worker task of a type back into its queue; returns how many."""
+        count = 0
+        for shard in self._shards.epochs:
+            after: WorkflowId | None = None
+            while True:
+                page = await self._open_set.scan(ShardId(shard), after=after, limit=500)
+                for entry in page:
+                    count += await self._requeue(entry.workflow_id, task_type)
+                if not page:
+                    break
+                after = page[-1].workflow_id
+        return count
+
+    async def _requeue(self, workflow_id: WorkflowId, task_type: str) -> int:
+        try:
+            execution = await self._shards.view(workflow_id)
+        except NotFound:
+            return 0
+        found = sum(1 for task in execution.open_tasks() if task.type == task_type)
+        if found:
+            event = TasksRequeued(self._clock.now_ms(), task_type)
+            await self._shards.apply(workflow_id, event)
+        return found
+
+    # -- control operations that take more than an event
+
+    async def restart(self, workflow_id: WorkflowId, use_latest: bool) -> None:
+        """Run again from the top, with the definition it followed or the latest one."""
+        execution = await self._shards.view(workflow_id)
+        plan: Plan | None = None
+        version = 0
+        if use_latest:
+            name = execution.header.name
+            try:
+                found = await self._metadata.snapshot(name, None)
+            except NoSuchWorkflow:
+                raise NotFound(f"Unable to find latest definition for {workflow_id}") from None
+            plan, version = self._plans.of(found.snapshot), found.version
+        await self._shards.restart(
+            workflow_id, Restarted(self._clock.now_ms()), plan=plan, version=version
+        )
+
+    async def retry(self, workflow_id: WorkflowId, *, resume_sub_workflows: bool) -> None:
+        """Retry what failed here or, resuming sub-workflows, in the deepest failed child."""
+        target = workflow_id
+        if resume_sub_workflows:
+            execution = await self._shards.view(workflow_id)
+            if not execution.is_terminal:
+                raise NotFound(f"Workflow is still running.  status={execution.header.status}")
+            target = await self._deepest_failed(workflow_id)
+        execution = await self._shards.view(target)
+        await self._shards.apply_with(
+            target, Retried(self._clock.now_ms()), await self._kin(execution)
+        )
+
+    async def _deepest_failed(self, workflow_id: WorkflowId) -> WorkflowId:
+        for _ in range(_SUB_WORKFLOW_DEPTH_MAX):
+            execution = await self._shards.view(workflow_id)
+            task = control.failed_child(execution)
+            if task is None:
+                break
+            child_id = WorkflowId(task.sub_workflow_id)
+            try:
+                child = await self._shards.view(child_id)
+            except NotFound:
+                break
+            if not child.is_terminal or not control.retryable(child):
+                break
+            workflow_id = child_id
+        return workflow_id
+
+    async def _kin(self, execution: Execution) -> list[WorkflowId]:
+        """The failed children of a run's ancestors: its going on brings them back as well."""
+        kin: list[WorkflowId] = []
+        for _ in range(_SUB_WORKFLOW_DEPTH_MAX):
+            parent_id = execution.header.parent_id
+            if parent_id is None:
+                break
+            try:
+                execution = await self._shards.view(WorkflowId(parent_id))
+            except NotFound:
+                break
+            kin.append(execution.id)
+            kin += [
+                WorkflowId(task.sub_workflow_id)
+                for task in execution.by_ref.values()
+                if task.sub_workflow_id and task.status not in OPEN_TASK
+            ]
+        return kin
+
+    async def rerun(self, workflow_id: WorkflowId, request: RerunRequest) -> WorkflowId:
+        """Run again from a task; one of a sub-workflow makes that child run again."""
+        execution = await self._shards.view(workflow_id)
+        control.must_have_ended(execution, "rerun")
+        at_ms = self._clock.now_ms()
+        number = 0
+        target_id = workflow_id
+        if request.task_id is not None:
+            target_id = workflow_of(request.task_id)
+            number = number_of(request.task_id)
+            if not await self._holds(workflow_id, target_id, number):
+                raise InvalidRequest(f"Task {request.task_id} not found")
+        event = Rerun(
+            at_ms,
+            number,
+            workflow_input=request.workflow_input if target_id == workflow_id else None,
+            task_input=request.task_input,
+            correlation_id=request.correlation_id if target_id == workflow_id else None,
+        )
+        execution = await self._shards.view(target_id)
+        await self._shards.apply_with(target_id, event, await self._kin(execution))
+        return workflow_id
+
+    async def _holds(self, workflow_id: WorkflowId, target_id: WorkflowId, number: int) -> bool:
+        """Whether a task is one of the run, or of a child at any depth."""
+        run_id = target_id
+        for _ in range(_SUB_WORKFLOW_DEPTH_MAX):
+            try:
+                execution = await self._shards.view(run_id)
+            except NotFound:
+                return False
+            if number not in execution.tasks:
+                return False
+            if run_id == workflow_id:
+                return True
+            if execution.header.parent_id is None:
+                return False
+            run_id, number = WorkflowId(execution.header.parent_id), execution.header.parent_number
+        return False
+
+    async def remove(self, workflow_id: WorkflowId, archive: bool) -> None:
+        """Delete a run everywhere; `archive` keeps it readable, and wants it to have ended."""
+        execution = await self._shards.view(workflow_id)
+        if archive:
+            if not execution.is_terminal:
+                raise InvalidRequest(
+                    f"Cannot archive workflow: {control.short_name(execution)} with status: "
+                    f"{execution.header.status}"
+                )
+            return
+        await self._shards.remove(workflow_id)
+        await self._removed(workflow_id)
+
+    # -- what polls need (TaskOwner)
+
+    def hand_over(
+        self, task: TaskId, *, delivery: int, worker_id: str | None, at_ms: int
+    ) -> HandOver | None:
+        """Note that a worker gets this delivery of a task; nobody waits for the commit."""
+        workflow_id = workflow_of(task)
+        number = number_of(task)
+        event = TaskPolled(at_ms, number, worker_id or "", delivery)
+        execution = self._shards.resident(workflow_id)
+        if execution is None:
+            # It sleeps in the store: its queue has told what there is to tell.
+            self._shards.apply_later(workflow_id, event)
+            return HandOver(at_ms, at_ms, delivery, 0)
+        found = may_be_polled(execution, number, delivery)
+        if found is None:
+            return None
+        try:
+            self._shards.apply_now(execution, event)
+        except ClusterError:
+            return None
+        wait_ms = found.start_ms - found.scheduled_ms if found.poll_count == 1 else 0
+        return HandOver(found.start_ms, found.update_ms, found.poll_count, wait_ms)
+
+    def take_back(self, task: TaskId, *, delivery: int) -> None:
+        """The worker never got it."""
+        event = TaskHandedBack(self._clock.now_ms(), number_of(task), delivery)
+        self._shards.apply_later(workflow_of(task), event)
+
+
+def _open_by_ref(execution: Execution, ref: str) -> Task | None:
+    """The first open task of that full name, else the first whose name without rounds is it."""
+    for task in execution.open_tasks():
+        if task.ref == ref:
+            return task
+    for task in execution.open_tasks():
+        if task.base_ref == ref:
+            return task
+    return None

@@ -1,0 +1,280 @@
+"""Effects on their way out: after the commit, in order, batched, repeated after a crash."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from cluster.clock import Clock
+from cluster.engine.effects import (
+    AcknowledgeTask,
+    ArmTimer,
+    ContinueLater,
+    FreezeTaskDefs,
+    HoldTask,
+    LaunchWorkflow,
+    PushTask,
+    ResolveFailureWorkflow,
+    ResolveSubWorkflow,
+    RunScript,
+    StartChild,
+    Tell,
+    WorkflowEnded,
+)
+from cluster.engine.events import (
+    Continued,
+    Event,
+    FailureWorkflowResolved,
+    ScriptEvaluated,
+    SubWorkflowResolved,
+    TaskDefsFrozen,
+    WorkflowLaunched,
+)
+from cluster.errors import ClusterError, NotFound
+from cluster.ids import TaskId, WorkflowId, task_id
+from cluster.logs import get_log
+from cluster.sharding.shard import Found, Sent, Shards, failure_resolved, resolved
+from cluster.sharding.timers import Timers
+from cluster.store.queue_ports import QueueItem, TaskQueues
+
+log = get_log(__name__)
+
+
+class Outside(Protocol):
+    """What effects reach for beyond the shards."""
+
+    async def evaluate(self, language: str, source: str, input_json: bytes) -> bytes:
+        """The JSON a script comes to. ScriptFailed."""
+
+    async def definition(self, name: str, version: int | None) -> Found:
+        """A registered definition, frozen and durable. NotFound."""
+
+    async def inline_definition(self, definition: dict[str, object]) -> Found:
+        """A definition that came out of a run, frozen and durable. InvalidRequest."""
+
+    async def task_definitions(self, names: tuple[str, ...]) -> dict[str, object]:
+        """The registered ones among some task definitions, as JSON."""
+
+    async def launch(self, workflow_id: WorkflowId, request: dict[str, object]) -> None:
+        """Start a workflow of its own under that id, once. NotFound, InvalidRequest."""
+
+
+class ScriptFailed(Exception):
+    """A script that came to no value: why, and whether its time was up."""
+
+    def __init__(self, message: str, *, timed_out: bool = False) -> None:
+        super().__init__(message)
+        self.message = message
+        self.timed_out = timed_out
+
+
+class Dispatcher:
+    """Takes the effects of committed entries, `send` of the commit log, and carries them out."""
+
+    def __init__(
+        self,
+        *,
+        queues: TaskQueues,
+        outside: Outside,
+        timers: Timers,
+        clock: Clock,
+        ended: Callable[[WorkflowId], None],
+    ) -> None:
+        self._queues = queues
+        self._outside = outside
+        self._timers = timers
+        self._clock = clock
+        self._ended = ended
+        self.shards: Shards
+        self._waiting: list[Sent] = []
+        self._news: asyncio.Event = asyncio.Event()
+        self._group: asyncio.TaskGroup
+
+    def send(self, effects: list[Sent]) -> None:
+        """Queue effects of one committed entry; never waits."""
+        self._waiting += effects
+        self._news.set()
+
+    async def run(self) -> None:
+        """Carry effects out until cancelled."""
+        async with asyncio.TaskGroup() as self._group:
+            while True:
+                await self._news.wait()
+                self._news.clear()
+                sent, self._waiting = self._waiting, []
+                await self._carry_out(sent)
+
+    async def _carry_out(self, sent: list[Sent]) -> None:
+        batch = _QueueBatch(self._queues, self._clock)
+        for one in sent:
+            effect = one.effect
+            match effect:
+                case QueueItem():
+                    await batch.push(one.queue, effect)
+                case AcknowledgeTask():
+                    task = task_id(one.workflow_id, effect.number)
+                    await batch.acknowledge(effect.queue, task)
+                case ArmTimer():
+                    self._timers.arm(one.workflow_id, effect.due_ms)
+                case WorkflowEnded():
+                    self._timers.forget(one.workflow_id)
+                    self._ended(one.workflow_id)
+                case None:
+                    self.shards.changed(one.workflow_id)
+                case HoldTask():
+                    task = task_id(one.workflow_id, effect.number)
+                    await batch.hold(effect.queue, task, effect.delivery)
+                case ContinueLater():
+                    self._spawn(self._continue(one.workflow_id))
+                case RunScript():
+                    self._spawn(self._run_script(one.workflow_id, effect))
+                case ResolveSubWorkflow():
+                    self._spawn(self._resolve(one.workflow_id, effect))
+                case ResolveFailureWorkflow():
+                    self._spawn(self._resolve_failure(one.workflow_id, effect))
+                case FreezeTaskDefs():
+                    self._spawn(self._freeze(one.workflow_id, effect))
+                case LaunchWorkflow():
+                    self._spawn(self._launch(one.workflow_id, effect))
+                case Tell():
+                    self._spawn(self._apply(WorkflowId(effect.workflow_id), effect.event))
+                case PushTask() | StartChild():
+                    raise AssertionError("carried out by the shard itself")
+        await batch.flush()
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        self._group.create_task(_guarded(work))
+
+    async def _apply(self, workflow_id: WorkflowId, event: Event) -> None:
+        try:
+            await self.shards.apply(workflow_id, event)
+        except NotFound:
+            # Removed meanwhile: there is nobody left to tell.
+            log.debug("an answer came for a workflow that is gone", workflow_id=workflow_id)
+
+    async def _continue(self, workflow_id: WorkflowId) -> None:
+        # Behind what else is ready now, so that a long continuation holds nobody up.
+        await asyncio.sleep(0)
+        await self._apply(workflow_id, Continued(self._clock.now_ms()))
+
+    async def _run_script(self, workflow_id: WorkflowId, effect: RunScript) -> None:
+        result = error = None
+        timed_out = False
+        try:
+            result = await self._outside.evaluate(effect.language, effect.source, effect.input)
+        except ScriptFailed as failure:
+            error, timed_out = failure.message, failure.timed_out
+        event = ScriptEvaluated(
+            self._clock.now_ms(),
+            effect.number,
+            effect.token,
+            result=result,
+            error=error,
+            timed_out=timed_out,
+        )
+        await self._apply(workflow_id, event)
+
+    async def _resolve(self, workflow_id: WorkflowId, effect: ResolveSubWorkflow) -> None:
+        try:
+            if effect.definition is not None:
+                found = await self._outside.inline_definition(effect.definition)
+            else:
+                found = await self._outside.definition(effect.name, effect.version)
+        except ClusterError as failure:
+            event = SubWorkflowResolved(
+                self._clock.now_ms(),
+                effect.number,
+                effect.token,
+                name=effect.name,
+                error=failure.message,
+                transient=failure.retryable,
+            )
+        else:
+            self.shards.prepare(found.snapshot)
+            event = resolved(effect, found, self._clock.now_ms())
+        await self._apply(workflow_id, event)
+
+    async def _resolve_failure(
+        self, workflow_id: WorkflowId, effect: ResolveFailureWorkflow
+    ) -> None:
+        try:
+            found = await self._outside.definition(effect.name, effect.version)
+        except NotFound as failure:
+            event = FailureWorkflowResolved(
+                self._clock.now_ms(), name=effect.name, error=failure.message
+            )
+        else:
+            self.shards.prepare(found.snapshot)
+            event = failure_resolved(found, self._clock.now_ms())
+        await self._apply(workflow_id, event)
+
+    async def _freeze(self, workflow_id: WorkflowId, effect: FreezeTaskDefs) -> None:
+        definitions = await self._outside.task_definitions(effect.names)
+        await self._apply(
+            workflow_id,
+            TaskDefsFrozen(self._clock.now_ms(), effect.number, effect.token, definitions),
+        )
+
+    async def _launch(self, workflow_id: WorkflowId, effect: LaunchWorkflow) -> None:
+        started: str | None = effect.workflow_id
+        error = None
+        try:
+            await self._outside.launch(WorkflowId(effect.workflow_id), effect.request)
+        except ClusterError as failure:
+            if failure.retryable:
+                raise
+            started, error = None, failure.message
+        await self._apply(
+            workflow_id,
+            WorkflowLaunched(
+                self._clock.now_ms(),
+                effect.number,
+                effect.token,
+                workflow_id=started,
+                error=error,
+            ),
+        )
+
+
+async def _guarded(work: Awaitable[None]) -> None:
+    """One effect that fails stops no other; the audit finds what it left undone."""
+    try:
+        await work
+    except ClusterError as failure:
+        log.warning("an effect failed", error=failure.message)
+    except Exception:
+        log.exception("an effect failed")
+
+
+class _QueueBatch:
+    """Pushes and acknowledgements of one turn, in as few calls as keep their order per task."""
+
+    def __init__(self, queues: TaskQueues, clock: Clock) -> None:
+        self._queues = queues
+        self._clock = clock
+        self._pushes: dict[str, list[QueueItem]] = {}
+        self._acknowledged: dict[str, list[TaskId]] = {}
+        self._pushed: set[TaskId] = set()
+        self._gone: set[TaskId] = set()
+
+    async def push(self, queue: str, item: QueueItem) -> None:
+        if item.task_id in self._gone:
+            await self.flush()
+        self._pushes.setdefault(queue, []).append(item)
+        self._pushed.add(item.task_id)
+
+    async def acknowledge(self, queue: str, task: TaskId) -> None:
+        if task in self._pushed:
+            await self.flush()
+        self._acknowledged.setdefault(queue, []).append(task)
+        self._gone.add(task)
+
+    async def hold(self, queue: str, task: TaskId, delivery: int) -> None:
+        await self._queues.hold({queue: {task: delivery}})
+
+    async def flush(self) -> None:
+        if self._pushes:
+            await self._queues.push(self._pushes, now_ms=self._clock.now_ms())
+        if self._acknowledged:
+            await self._queues.acknowledge(self._acknowledged)
+        self._pushes, self._acknowledged = {}, {}
+        self._pushed, self._gone = set(), set()

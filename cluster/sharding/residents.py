@@ -1,0 +1,166 @@
+"""The executions that are in memory: loaded once however many ask, evicted when they are idle."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from cluster.engine.model import Execution, Header
+from cluster.engine.plan import Plan
+from cluster.engine.retries import rebuild_timers
+from cluster.engine.rows import HEADER_ROW, decode_header, load
+from cluster.errors import NotFound
+from cluster.ids import WorkflowId, slot_of
+from cluster.sharding.plans import Plans
+from cluster.store.ports import ExecutionStore
+
+_EXECUTION_BYTES = 4_000
+_TASK_BYTES = 1_500
+_CHECKS_PER_CALL_MAX = 2_000
+
+
+class Residents:
+    """Executions of all shards of one node. An execution in memory has its co-located ancestors
+    in memory too, so that the end of a child is one commit with its parent's next step."""
+
+    def __init__(
+        self,
+        store: ExecutionStore,
+        plans: Plans,
+        *,
+        bytes_max: int,
+        settle: Callable[[int], "asyncio.Future[None]"],
+    ) -> None:
+        """`settle(position)` waits until everything up to a log position is in the store."""
+        self._store = store
+        self._plans = plans
+        self._bytes_max = bytes_max
+        self._settle = settle
+        self.executions: dict[WorkflowId, Execution] = {}
+        self._loading: dict[WorkflowId, asyncio.Future[None]] = {}
+        self._dropped: dict[WorkflowId, int] = {}
+        self._removed: dict[WorkflowId, int] = {}
+        self._pins: Counter[str] = Counter()
+        self._weights: dict[WorkflowId, int] = {}
+        self.bytes = 0
+
+    async def get(self, workflow_id: WorkflowId) -> Execution:
+        """The execution; NotFound if there is none. Valid until the caller's next await."""
+        while True:
+            execution = self.executions.get(workflow_id)
+            if execution is not None:
+                return execution
+            if workflow_id in self._removed:
+                raise _not_found(workflow_id)
+            await self._load_once(workflow_id)
+
+    def add(self, execution: Execution) -> None:
+        """A new execution."""
+        self.executions[execution.id] = execution
+        parent = execution.header.parent_id
+        if parent is not None:
+            self._pins[parent] += 1
+        self._weigh(execution)
+
+    def pin(self, workflow_id: WorkflowId) -> None:
+        """Keep it in memory until `unpin`."""
+        self._pins[workflow_id] += 1
+
+    def unpin(self, workflow_id: WorkflowId) -> None:
+        self._pins[workflow_id] -= 1
+        if self._pins[workflow_id] <= 0:
+            del self._pins[workflow_id]
+
+    def drop(self, execution: Execution) -> None:
+        """Throw away what was changed and not logged; it is read again when it is needed."""
+        if self.executions.get(execution.id) is execution:
+            self._dropped[execution.id] = execution.last_entry
+            self._remove(execution)
+
+    def remove(self, execution: Execution, entry: int) -> None:
+        """It was deleted by log entry `entry`: from now on there is none such."""
+        self._removed[execution.id] = entry
+        self._remove(execution)
+
+    def written(self, workflow_ids: Sequence[WorkflowId], position: int) -> None:
+        """The store has all rows of these up to `position`: those at rest may go."""
+        for workflow_id in workflow_ids:
+            execution = self.executions.get(workflow_id)
+            if execution is None:
+                if self._removed.get(workflow_id, position + 1) <= position:
+                    del self._removed[workflow_id]
+                continue
+            self._weigh(execution)
+            if execution.is_terminal:
+                self._evict(execution, position)
+        checks = _CHECKS_PER_CALL_MAX
+        if self.bytes > self._bytes_max:
+            # Oldest in memory first: who is used again is loaded again, at the end of the line.
+            for execution in list(self.executions.values())[:checks]:
+                if self.bytes <= self._bytes_max:
+                    break
+                self._evict(execution, position)
+
+    def _evict(self, execution: Execution, position: int) -> None:
+        if (
+            execution.last_entry <= position
+            and not execution.scripts
+            and execution.id not in self._pins
+            and not (execution.header.work and execution.header.status != "PAUSED")
+        ):
+            self._remove(execution)
+
+    def _remove(self, execution: Execution) -> None:
+        del self.executions[execution.id]
+        self.bytes -= self._weights.pop(execution.id, 0)
+        parent = execution.header.parent_id
+        if parent is not None:
+            self.unpin(WorkflowId(parent))
+
+    def _weigh(self, execution: Execution) -> None:
+        weight = _EXECUTION_BYTES + len(execution.input) + len(execution.output)
+        weight += len(execution.tasks) * _TASK_BYTES
+        self.bytes += weight - self._weights.get(execution.id, 0)
+        self._weights[execution.id] = weight
+
+    async def _load_once(self, workflow_id: WorkflowId) -> None:
+        loading = self._loading.get(workflow_id)
+        if loading is not None:
+            await asyncio.shield(loading)
+            return
+        loading = asyncio.ensure_future(self._load(workflow_id))
+        self._loading[workflow_id] = loading
+        loading.add_done_callback(lambda _: self._loading.pop(workflow_id, None))
+        # Whoever gives up waiting must not stop the load for the others.
+        await asyncio.shield(loading)
+
+    async def _load(self, workflow_id: WorkflowId) -> None:
+        entry = self._dropped.get(workflow_id)
+        if entry is not None:
+            await self._settle(entry)
+        rows = [(row.number, row.data) for row in await self._store.read(workflow_id)]
+        self._dropped.pop(workflow_id, None)
+        header_row = next((data for number, data in rows if number == HEADER_ROW), None)
+        if header_row is None:
+            raise _not_found(workflow_id)
+        header = decode_header(header_row)
+        plan = await self._plans.load(header.snapshot)
+        parent = header.parent_id
+        if parent is not None and slot_of(parent) == slot_of(workflow_id):
+            self.pin(WorkflowId(parent))
+            try:
+                await self.get(WorkflowId(parent))
+            except NotFound:
+                pass  # Removed by an operator: the child goes on alone.
+            finally:
+                self.unpin(WorkflowId(parent))
+
+        def plan_of(_: Header) -> Plan:
+            return plan
+
+        execution = load(workflow_id, rows, plan_of)
+        rebuild_timers(execution)
+        self.add(execution)
+
+
+def _not_found(workflow_id: WorkflowId) -> NotFound:
+    return NotFound(f"No such workflow found by id: {workflow_id}")

@@ -1,0 +1,492 @@
+"""The decider loop of the shards of one node: one writer per workflow, one commit per step.
+
+An event for a workflow in memory is decided on the spot, in the order in which the events came:
+nothing is awaited between reading the execution and handing its changed rows to the commit log.
+Only who needs a load waits. What a step touches beyond its workflow (children, parents) on the
+same shard is part of the same transition, so it is durable together with it or not at all.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from msgspec.structs import replace
+
+from cluster.clock import Clock
+from cluster.engine import control, payloads
+from cluster.engine.decider import decide
+from cluster.engine.definitions import Snapshot
+from cluster.engine.effects import (
+    AcknowledgeTask,
+    Effect,
+    FreezeTaskDefs,
+    PushTask,
+    ResolveFailureWorkflow,
+    ResolveSubWorkflow,
+    StartChild,
+    Tell,
+    WorkflowEnded,
+)
+from cluster.engine.events import (
+    Event,
+    FailureWorkflowResolved,
+    Recovered,
+    Restarted,
+    SubWorkflowResolved,
+    WorkflowStarted,
+)
+from cluster.engine.model import Execution, Header
+from cluster.engine.plan import Plan
+from cluster.engine.rows import HEADER_ROW, changed_rows
+from cluster.engine.step import Surroundings, queue_name
+from cluster.engine.transitions import WorkflowStatus
+from cluster.errors import ClusterError, Fenced, Unavailable
+from cluster.ids import ShardId, WorkflowId, shard_of
+from cluster.logs import get_log
+from cluster.metrics import Metrics
+from cluster.sharding.commit_log import CommitLog
+from cluster.sharding.plans import Plans
+from cluster.sharding.residents import Residents
+from cluster.store.ports import Row
+from cluster.store.queue_ports import QueueItem
+
+log = get_log(__name__)
+
+SETTLE_MS_MAX = 5_000
+"""How long an answer waits for scripts and work items that its event set going (rule 44)."""
+
+
+class Found(Protocol):
+    """A frozen definition, and what it was made of."""
+
+    @property
+    def snapshot(self) -> Snapshot: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+
+
+class Definitions(Protocol):
+    """What shards need of the metadata."""
+
+    def snapshot_cached(self, name: str, version: int | None) -> Found | None:
+        """A registered definition, frozen, if that takes no look into a store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """An effect on its way out, after the commit of the step it came from."""
+
+    workflow_id: WorkflowId
+    effect: Effect | QueueItem | None
+    """None: only tell those who wait for a change of the workflow."""
+    queue: str = ""
+    """Where a QueueItem goes."""
+
+
+@dataclass(slots=True)
+class NewWorkflow:
+    """A workflow about to start: its header and payloads, and the plan it follows."""
+
+    workflow_id: WorkflowId
+    plan: Plan
+    header: Header
+    input: bytes
+    extra_rows: Sequence[Row] = ()
+    """Rows that must be durable together with the start (an idempotency key)."""
+
+
+@dataclass(slots=True)
+class _Transaction:
+    """One transition: every execution it touches, and the effects in order."""
+
+    touched: dict[str, Execution] = field(default_factory=dict)
+    created: list[Execution] = field(default_factory=list)
+    effects: list[Sent] = field(default_factory=list)
+
+
+class Shards:
+    """All shards that this process owns."""
+
+    def __init__(
+        self,
+        epochs: Mapping[ShardId, int],
+        *,
+        shard_count: int,
+        commit_log: CommitLog[Sent],
+        residents: Residents,
+        plans: Plans,
+        definitions: Definitions,
+        surroundings: Surroundings,
+        clock: Clock,
+        metrics: Metrics,
+        send: Callable[[list[Sent]], None],
+        queue_item: Callable[[Execution, int], tuple[str, QueueItem]],
+        run_json: Callable[[Execution], bytes],
+    ) -> None:
+        """`queue_item` makes what a queue holds of a task; `run_json` shows a whole run."""
+        self.epochs = dict(epochs)
+        self._shard_count = shard_count
+        self._log = commit_log
+        self.residents = residents
+        self._plans = plans
+        self._definitions = definitions
+        self._surroundings = surroundings
+        self._clock = clock
+        self._metrics = metrics
+        self._send = send
+        self._queue_item = queue_item
+        self._run_json = run_json
+        self._stamps: dict[ShardId, int] = {}
+        self._watchers: dict[str, list[asyncio.Future[None]]] = {}
+        self.quarantined: dict[str, str] = {}
+
+    # -- what callers ask for
+
+    async def start(self, new: NewWorkflow) -> None:
+        """Create a workflow and take its first steps; returns when that is durable."""
+        self._own(new.workflow_id)
+        execution = Execution(new.workflow_id, new.header, new.plan)
+        execution.input = new.input
+        variables = new.plan.definition.variables
+        if variables:
+            execution.variables = payloads.dump(variables)
+        self.residents.add(execution)
+        await self._answer(
+            execution, WorkflowStarted(new.header.create_ms), extra_rows=new.extra_rows
+        )
+
+    async def apply(self, workflow_id: WorkflowId, event: Event) -> None:
+        """Decide an event; returns when what it rests on is durable.
+
+        NotFound: no such workflow. Raises what `decide` raises for commands that do not fit, and
+        Unavailable or Fenced when the outcome is unknown.
+        """
+        self._own(workflow_id)
+        execution = self.residents.executions.get(workflow_id)
+        if execution is None:
+            execution = await self.residents.get(workflow_id)
+        await self._answer(execution, event)
+
+    def resident(self, workflow_id: WorkflowId) -> Execution | None:
+        """The execution if it is in memory; its latest, perhaps uncommitted state."""
+        return self.residents.executions.get(workflow_id)
+
+    def apply_now(self, execution: Execution, event: Event) -> int:
+        """Decide an event for an execution in memory, without waiting for its commit."""
+        return self._decide(execution, event)
+
+    def apply_later(self, workflow_id: WorkflowId, event: Event) -> None:
+        """Decide an event that nobody waits for; on the spot where that is possible."""
+        execution = self.resident(workflow_id)
+        effect = Tell(workflow_id, event)
+        if execution is None:
+            self._send([Sent(workflow_id, effect)])
+            return
+        try:
+            self._decide(execution, event)
+        except ClusterError as failure:
+            log.warning("an event came to nothing", error=failure.message)
+
+    async def restart(
+        self, workflow_id: WorkflowId, event: Restarted, *, plan: Plan | None, version: int
+    ) -> None:
+        """Run again from the top; `plan` None keeps the definition."""
+        self._own(workflow_id)
+        execution = await self.residents.get(workflow_id)
+        control.check_restart(execution, plan or execution.plan)
+        if plan is not None:
+            execution.plan = plan
+            execution.header.snapshot = plan.hash
+            execution.header.version = version
+        await self._answer(execution, event)
+
+    async def remove(self, workflow_id: WorkflowId) -> None:
+        """Delete a run; returns when that is durable. Open tasks leave their queues."""
+        execution = await self.residents.get(workflow_id)
+        shard = shard_of(workflow_id, shard_count=self._shard_count)
+        effects = [
+            Sent(workflow_id, AcknowledgeTask(queue_name(task), task.number))
+            for task in execution.open_tasks()
+            if task.delivery
+        ]
+        effects.append(Sent(workflow_id, WorkflowEnded()))
+        entry = self._log.put(
+            shard, self.epochs[shard], [Row(workflow_id, HEADER_ROW, b"")], effects
+        )
+        self.residents.remove(execution, entry)
+        await self._log.committed(entry)
+
+    def prepare(self, snapshot: Snapshot) -> None:
+        """Have the plan of a definition at hand that the next event will start a run of."""
+        self._plans.of(snapshot)
+
+    async def apply_with(
+        self, workflow_id: WorkflowId, event: Event, others: Sequence[WorkflowId]
+    ) -> None:
+        """The same, with other executions kept in memory that the event will touch."""
+        for other in others:
+            self.residents.pin(other)
+        try:
+            for other in others:
+                try:
+                    await self.residents.get(other)
+                except ClusterError:
+                    log.warning("a workflow that an event touches is not there", other=other)
+            await self.apply(workflow_id, event)
+        finally:
+            for other in others:
+                self.residents.unpin(other)
+
+    async def view(self, workflow_id: WorkflowId) -> Execution:
+        """The committed state; to be used before the caller's next await. NotFound."""
+        self._own(workflow_id)
+        while True:
+            execution = await self.residents.get(workflow_id)
+            if execution.last_entry <= self._log.last_committed:
+                return execution
+            await self._log.committed(execution.last_entry)
+
+    async def wait_until(
+        self, workflow_id: WorkflowId, predicate: Callable[[Execution], bool], timeout_ms: int
+    ) -> bool:
+        """Whether `predicate` held for a committed state within the time."""
+        deadline_ms = self._clock.monotonic_ms() + timeout_ms
+        while True:
+            if predicate(await self.view(workflow_id)):
+                return True
+            left_ms = deadline_ms - self._clock.monotonic_ms()
+            if left_ms <= 0:
+                return False
+            await self._change(workflow_id, left_ms)
+
+    # -- deciding
+
+    async def _answer(
+        self, execution: Execution, event: Event, *, extra_rows: Sequence[Row] = ()
+    ) -> None:
+        entry = self._decide(execution, event, extra_rows=extra_rows)
+        await self._log.committed(entry)
+        if execution.scripts or execution.header.work:
+            await self._settled(execution.id)
+
+    def _decide(self, execution: Execution, event: Event, *, extra_rows: Sequence[Row] = ()) -> int:
+        """One transition: decide, collect rows, hand them to the log. Never awaits."""
+        shard = shard_of(execution.id, shard_count=self._shard_count)
+        stamp_ms = self._stamps.get(shard, 0)
+        if event.at_ms < stamp_ms:
+            event = replace(event, at_ms=stamp_ms)
+        else:
+            self._stamps[shard] = event.at_ms
+        transaction = _Transaction()
+        try:
+            self._decide_all(transaction, execution, event)
+        except ClusterError:
+            raise
+        except Exception as error:
+            self._quarantine(transaction, execution, event, error)
+            raise Unavailable(
+                f"Workflow {execution.id} is quarantined: the engine failed to decide what comes "
+                "next; nothing was changed, and its next event tries again"
+            ) from error
+        if self.quarantined:
+            self.quarantined.pop(execution.id, None)
+        return self._log_transaction(shard, transaction, execution, event, extra_rows)
+
+    def _decide_all(self, transaction: _Transaction, execution: Execution, event: Event) -> None:
+        mailbox: deque[tuple[Execution, Event]] = deque(((execution, event),))
+        while mailbox:
+            execution, event = mailbox.popleft()
+            transaction.touched[execution.id] = execution
+            effects = decide(execution, event, self._surroundings)
+            for effect in effects:
+                self._take(transaction, mailbox, execution, effect, event.at_ms)
+
+    def _take(
+        self,
+        transaction: _Transaction,
+        mailbox: deque[tuple[Execution, Event]],
+        execution: Execution,
+        effect: Effect,
+        at_ms: int,
+    ) -> None:
+        """What concerns this shard is decided in the same transition, the rest is sent later."""
+        match effect:
+            case PushTask():
+                queue, item = self._queue_item(execution, effect.number)
+                transaction.effects.append(Sent(execution.id, item, queue))
+                return
+            case Tell():
+                target = self.residents.executions.get(WorkflowId(effect.workflow_id))
+                if target is not None:
+                    mailbox.append((target, effect.event))
+                    return
+            case StartChild():
+                child = self._child(transaction, execution, effect, at_ms)
+                mailbox.append((child, WorkflowStarted(at_ms)))
+                return
+            case ResolveSubWorkflow() if effect.definition is None:
+                found = self._definitions.snapshot_cached(effect.name, effect.version)
+                if found is not None:
+                    self._plans.of(found.snapshot)
+                    mailbox.append((execution, resolved(effect, found, at_ms)))
+                    return
+            case ResolveFailureWorkflow():
+                found = self._definitions.snapshot_cached(effect.name, effect.version)
+                if found is not None:
+                    self._plans.of(found.snapshot)
+                    mailbox.append((execution, failure_resolved(found, at_ms)))
+                    return
+            case FreezeTaskDefs():
+                pass
+        transaction.effects.append(Sent(execution.id, effect))
+
+    def _child(
+        self, transaction: _Transaction, parent: Execution, effect: StartChild, at_ms: int
+    ) -> Execution:
+        plan = self._plans.get(effect.snapshot)
+        assert plan is not None, "a child starts right after its definition was found"
+        header = Header(
+            snapshot=effect.snapshot,
+            name=effect.name,
+            version=effect.version,
+            status=WorkflowStatus.RUNNING,
+            create_ms=at_ms,
+            priority=effect.priority,
+            correlation_id=effect.correlation_id,
+            task_to_domain=effect.task_to_domain,
+        )
+        if effect.parent_number:
+            header.parent_id = parent.id
+            header.parent_number = effect.parent_number
+        child = Execution(WorkflowId(effect.workflow_id), header, plan)
+        child.input = with_template(plan, effect.input)
+        if effect.failed_run:
+            # The run goes in as it ended, but for the note of this very start.
+            child.input = b'%b,"failedWorkflow":%b}' % (child.input[:-1], self._run_json(parent))
+        if plan.definition.variables:
+            child.variables = payloads.dump(plan.definition.variables)
+        transaction.created.append(child)
+        self.residents.add(child)
+        return child
+
+    def _log_transaction(
+        self,
+        shard: ShardId,
+        transaction: _Transaction,
+        execution: Execution,
+        event: Event,
+        extra_rows: Sequence[Row],
+    ) -> int:
+        rows: list[Row] = list(extra_rows)
+        effects = transaction.effects
+        for touched in transaction.touched.values():
+            if not (touched.changed or touched.parts or touched.removed) and (
+                isinstance(event, Recovered) or not effects
+            ):
+                # Nothing but its index changed: no row is due, the answer rests on older ones.
+                continue
+            changed = changed_rows(touched)
+            rows += [Row(touched.id, number, data) for number, data in changed]
+            if touched.id in self._watchers:
+                effects.append(Sent(touched.id, None))
+        if not rows and not effects:
+            return execution.last_entry
+        try:
+            entry = self._log.put(shard, self.epochs[shard], rows, effects)
+        except Fenced:
+            for touched in transaction.touched.values():
+                self.residents.drop(touched)
+            raise
+        for touched in transaction.touched.values():
+            touched.last_entry = entry
+        return entry
+
+    def _quarantine(
+        self, transaction: _Transaction, execution: Execution, event: Event, error: Exception
+    ) -> None:
+        """Throw away what this transition changed; one broken workflow stops no other."""
+        for touched in (*transaction.touched.values(), *transaction.created):
+            self.residents.drop(touched)
+        self.quarantined[execution.id] = repr(error)
+        self._metrics.quarantined_workflows.of().set(len(self.quarantined))
+        log.error(
+            "workflow quarantined",
+            workflow_id=execution.id,
+            on=type(event).__name__,
+            exc_info=error,
+        )
+
+    def _own(self, workflow_id: WorkflowId) -> None:
+        if shard_of(workflow_id, shard_count=self._shard_count) not in self.epochs:
+            raise Unavailable(f"This node does not own the shard of workflow {workflow_id}")
+
+    # -- waiting for changes
+
+    async def _settled(self, workflow_id: WorkflowId) -> None:
+        """Wait until the scripts and work items of a workflow are through, or long enough."""
+
+        def is_settled(execution: Execution) -> bool:
+            return not execution.scripts and (
+                not execution.header.work or execution.header.status is WorkflowStatus.PAUSED
+            )
+
+        try:
+            await self.wait_until(workflow_id, is_settled, SETTLE_MS_MAX)
+        except ClusterError:
+            # What was asked for is durable; that it cannot be watched any longer is no failure.
+            log.info("stopped waiting for a workflow to settle", workflow_id=workflow_id)
+
+    async def _change(self, workflow_id: WorkflowId, timeout_ms: int) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._watchers.setdefault(workflow_id, []).append(waiter)
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                await waiter
+        except TimeoutError:
+            pass
+        finally:
+            waiters = self._watchers.get(workflow_id)
+            if waiters is not None and waiter in waiters:
+                waiters.remove(waiter)
+                if not waiters:
+                    del self._watchers[workflow_id]
+
+    def changed(self, workflow_id: WorkflowId) -> None:
+        """A change of this workflow has been committed: whoever waits for it looks again."""
+        for waiter in self._watchers.pop(workflow_id, ()):
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def resolved(effect: ResolveSubWorkflow, found: Found, at_ms: int) -> SubWorkflowResolved:
+    """The answer to ResolveSubWorkflow."""
+    return SubWorkflowResolved(
+        at_ms,
+        effect.number,
+        effect.token,
+        snapshot=found.snapshot.hash,
+        name=found.name,
+        version=found.version,
+    )
+
+
+def failure_resolved(found: Found, at_ms: int) -> FailureWorkflowResolved:
+    """The answer to ResolveFailureWorkflow."""
+    return FailureWorkflowResolved(
+        at_ms, snapshot=found.snapshot.hash, name=found.name, version=found.version
+    )
+
+
+def with_template(plan: Plan, encoded: bytes) -> bytes:
+    """The input of a run with its definition's inputTemplate filled in (rule 38)."""
+    template: dict[str, Any] = plan.definition.input_template
+    if not template or encoded == payloads.EMPTY:
+        return encoded
+    given: dict[str, Any] = payloads.load(encoded)
+    if not given:
+        return encoded
+    return payloads.dump({**template, **given})

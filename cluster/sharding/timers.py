@@ -1,0 +1,110 @@
+"""Due times of workflows: the near ones in memory, the rest in the open set till then."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from heapq import heappop, heappush
+
+from cluster.clock import Clock
+from cluster.engine.events import TimerFired
+from cluster.errors import ClusterError, NotFound
+from cluster.ids import ShardId, WorkflowId
+from cluster.logs import get_log
+from cluster.metrics import Metrics
+from cluster.store.ports import OpenSet
+
+log = get_log(__name__)
+
+HORIZON_MS = 60_000
+"""What is due later is read from the open set, where checkpoints put it, when it comes nearer."""
+
+_READ_EVERY_MS = 20_000
+_PAGE = 1_000
+_SLEEP_MS_MAX = 1_000
+_AT_ONCE_MAX = 256
+
+
+class Timers:
+    """One heap for all shards of a node. An entry that was overtaken is dropped when it comes."""
+
+    def __init__(self, open_set: OpenSet, clock: Clock, metrics: Metrics) -> None:
+        self._open_set = open_set
+        self._clock = clock
+        self._lateness = metrics.timer_lateness.of()
+        self._heap: list[tuple[int, WorkflowId]] = []
+        self._due: dict[WorkflowId, int] = {}
+        self._earlier = asyncio.Event()
+        self.shards: Sequence[ShardId] = ()
+        self.fire: Callable[[WorkflowId, TimerFired], Awaitable[None]]
+
+    def arm(self, workflow_id: WorkflowId, due_ms: int) -> None:
+        """Fire at `due_ms`, in place of what was armed for this workflow."""
+        if due_ms - self._clock.now_ms() > HORIZON_MS:
+            self._due.pop(workflow_id, None)
+            return
+        self._due[workflow_id] = due_ms
+        heappush(self._heap, (due_ms, workflow_id))
+        if self._heap[0][0] == due_ms:
+            self._earlier.set()
+
+    def forget(self, workflow_id: WorkflowId) -> None:
+        """The workflow has ended."""
+        self._due.pop(workflow_id, None)
+
+    async def run(self) -> None:
+        """Fire what is due until cancelled."""
+        slots = asyncio.Semaphore(_AT_ONCE_MAX)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._read_ahead())
+            while True:
+                now_ms = self._clock.now_ms()
+                while self._heap and self._heap[0][0] <= now_ms:
+                    due_ms, workflow_id = heappop(self._heap)
+                    if self._due.get(workflow_id) == due_ms:
+                        del self._due[workflow_id]
+                        await slots.acquire()
+                        group.create_task(self._fire(workflow_id, due_ms, slots))
+                await self._sleep()
+
+    async def _sleep(self) -> None:
+        """Until the next due time; not too long, for the clock may be set."""
+        wait_ms = _SLEEP_MS_MAX
+        if self._heap:
+            wait_ms = min(wait_ms, max(1, self._heap[0][0] - self._clock.now_ms()))
+        self._earlier.clear()
+        try:
+            async with asyncio.timeout(wait_ms / 1000):
+                await self._earlier.wait()
+        except TimeoutError:
+            pass
+
+    async def _fire(self, workflow_id: WorkflowId, due_ms: int, slots: asyncio.Semaphore) -> None:
+        try:
+            now_ms = self._clock.now_ms()
+            self._lateness.observe(max(0, now_ms - due_ms) / 1000)
+            await self.fire(workflow_id, TimerFired(now_ms))
+        except NotFound:
+            pass  # Removed meanwhile.
+        except ClusterError as failure:
+            log.warning("a timer has to be fired again", error=failure.message)
+            if failure.retryable:
+                self.arm(workflow_id, self._clock.now_ms() + _SLEEP_MS_MAX)
+        except Exception:
+            log.exception("a timer failed", workflow_id=workflow_id)
+        finally:
+            slots.release()
+
+    async def _read_ahead(self) -> None:
+        while True:
+            for shard in self.shards:
+                try:
+                    await self._read(shard)
+                except ClusterError as failure:
+                    log.warning("due times could not be read", error=failure.message)
+            await asyncio.sleep(_READ_EVERY_MS / 1000)
+
+    async def _read(self, shard: ShardId) -> None:
+        before_ms = self._clock.now_ms() + HORIZON_MS
+        for entry in await self._open_set.due(shard, before_ms=before_ms, limit=_PAGE):
+            due_ms = entry.next_due_ms
+            if due_ms is not None and entry.workflow_id not in self._due:
+                self.arm(entry.workflow_id, due_ms)
