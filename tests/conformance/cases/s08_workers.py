@@ -37,7 +37,7 @@ def queued(server: Server, task_type: str, count: int, **query: Json) -> None:
 # --- polls ---
 
 
-@rule(18, 96, 97)
+@rule(96, 97)
 def a_poll_sees_its_own_type_and_domain_only(server: Server) -> Json:
     server.register(workflow([simple("a")]))
     plain = server.start()
@@ -409,6 +409,46 @@ def a_sync_signal_answers_when_the_run_blocks_again(server: Server) -> Json:
     return [pick(blocked.body, *fields), pick(ended.body, *fields), none]
 
 
+@rule(112)
+def a_sync_signal_gives_up_after_its_wait(server: Server) -> Json:
+    run_id = server.launch([step("WAIT", "w"), simple("a")])
+    server.task_when(run_id, "w", "IN_PROGRESS")
+    path = f"/tasks/{run_id}/COMPLETED/signal/sync"
+    answer = server.post(path, {"n": 1}, timeoutMillis=300)
+    assert (answer.status, answer.body["signalTimeout"]) == (200, True)
+    seen = statuses(answer.body)
+    assert seen["w"] == "COMPLETED"
+    return pick(answer.body, "responseType", "targetWorkflowStatus", "status", "input", "output")
+
+
+@rule(112)
+def a_signal_can_fail_a_waiting_task(server: Server) -> Json:
+    run_id = server.launch([step("WAIT", "w")])
+    server.task_when(run_id, "w", "IN_PROGRESS")
+    ok(server.post(f"/tasks/{run_id}/FAILED/signal", {"n": 1}))
+    run = server.ended(run_id)
+    assert run["status"] == "FAILED"
+    return [summary(run), last_task(run, "w")["outputData"]]
+
+
+@rule(113)
+def sync_execute_answers_at_a_waiting_task_of_a_sub_workflow(server: Server) -> Json:
+    sub = step("SUB_WORKFLOW", "s", {}, subWorkflowParam={"name": "~child", "version": 1})
+    server.register(workflow([step("WAIT", "w")], "~child"), workflow([sub]))
+    answer = server.post("/workflow/execute/~w/1", {"name": "~w", "version": 1, "input": {}})
+    server.started.append(answer.body["targetWorkflowId"])
+    assert (answer.body["signalTimeout"], statuses(answer.body)) == (False, {"s": "IN_PROGRESS"})
+    return [answer.status, answer.body["status"], statuses(answer.body)]
+
+
+@rule(113)
+def sync_execute_of_what_does_not_exist(server: Server) -> Json:
+    request = {"name": "~none", "version": 1, "input": {}}
+    answer = server.post("/workflow/execute/~none/1", request)
+    assert answer.status == 404
+    return answer
+
+
 @rule(113)
 def sync_execute_answers_at_the_end(server: Server) -> Json:
     server.register(
@@ -624,6 +664,17 @@ def a_task_held_back_comes_with_the_next_window(server: Server) -> Json:
 
 
 # --- domains ---
+
+
+@rule(119)
+def a_domain_is_for_the_task_type_not_for_the_reference(server: Server) -> Json:
+    server.register(workflow([simple("a", name="~type")]))
+    seen = [
+        server.task(server.start(taskToDomain={key: "~d"}), "a").get("domain")
+        for key in ("~type", "a")
+    ]
+    assert seen == ["~d", None]
+    return seen
 
 
 @rule(119)
