@@ -14,10 +14,10 @@ MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check contract conformance e2e chaos bench services lock clean
+.PHONY: help setup run test check contract conformance conformance-record e2e chaos bench services lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## create .venv with everything in it
 
@@ -43,6 +43,9 @@ contract: setup ## each store and queue port against every implementation
 
 conformance: setup services ## the same requests to the real Conductor and to ours
 	@$(SUITES) conformance
+
+conformance-record: setup services ## ask the real Conductor anew for the answers kept in tests/conformance/recorded
+	@env -u CONDUCTOR_URL $(BIN)/python -m pytest -q tests/conformance/test_conformance.py --record
 
 e2e: setup ## real processes, the official SDK, hostile input
 	@$(SUITES) e2e
