@@ -240,6 +240,13 @@ def test_an_inline_sub_workflow_gives_its_step_name_and_version() -> None:
     )
 
 
+def test_no_inline_sub_workflow_is_not_one() -> None:
+    _, served = parse_workflow_task(
+        {**STEP, "subWorkflowParam": {"name": "c", "workflowDefinition": None}}
+    )
+    assert served["subWorkflowParam"] == {"name": "c"}
+
+
 def nested(levels: int) -> dict[str, Any]:
     task: dict[str, Any] = dict(STEP)
     for _ in range(levels):
