@@ -63,14 +63,21 @@ def terminate(step: Step, reason: str) -> None:
 def _end(step: Step, status: WorkflowStatus, reason: str, *, last: Task | None = None) -> None:
     execution = step.execution
     header = execution.header
+    if status is not WorkflowStatus.COMPLETED:
+        # What the output looks at: a run that completes is RUNNING until it has its output.
+        header.status = status
+    if not header.terminated_output:
+        _set_output(step, last)
     header.status = status
     header.reason = reason
     header.end_ms = step.at_ms
     header.due_ms = 0
     execution.timers.clear()
     step.work.clear()
-    if not header.terminated_output:
-        _set_output(step, last)
+    for task in step.advanced:
+        # As in Conductor: nothing came after it. A retry walks on from here again.
+        task.executed = False
+        execution.touch(task)
     tell_parent(step)
     step.effects.append(WorkflowEnded())
 
@@ -142,6 +149,12 @@ def _compensate(step: Step) -> None:
 
         resolved = compile_template(name).resolve(step.root)
         if not isinstance(resolved, str) or not resolved:
+            return
+        name = resolved
+    elif name.startswith("$"):
+        # The older form, `$workflow.input.key`.
+        resolved = execution.workflow_input().get(name.split(".")[-1])
+        if not isinstance(resolved, str):
             return
         name = resolved
     execution.header.failure_workflow = "?"

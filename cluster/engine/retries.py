@@ -71,7 +71,6 @@ def next_attempt(step: Step, task: Task, node: Node, *, delay: int, jitter: int 
     """Create the attempt after `task`: same step, old input with the parameters resolved anew."""
     execution = step.execution
     task.retried = True
-    task.executed = True
     execution.touch(task)
     header = execution.header
     attempt = Task(

@@ -107,6 +107,7 @@ def on_ended(step: Step, task: Task) -> None:
     if task.status in UNSUCCESSFUL_TASK and not _forgiven(step, task, node, task_type):
         return
     task.executed = True
+    step.advanced.append(task)
     execution.touch(task)
     _tell_joins(step, task)
     if execution.is_terminal:
@@ -141,6 +142,12 @@ def _forgiven(step: Step, task: Task, node: Node, task_type: TaskType) -> bool:
         task.status = TaskStatus.COMPLETED_WITH_ERRORS
         return True
     if node.task.permissive:
+        loop = execution.tasks.get(task.scope)
+        if loop is not None and loop.status in OPEN_TASK:
+            # A loop does not go on behind a failure, however permissive the step.
+            resume = step.types[loop.type].resume
+            assert resume is not None
+            resume(step, loop, 0)
         return True
     status = _STATUS_AFTER.get(task.status, WorkflowStatus.FAILED)
     reason = (

@@ -101,6 +101,7 @@ class Step:
     """Everything one `decide` call reads and collects."""
 
     __slots__ = (
+        "advanced",
         "at_ms",
         "budget",
         "bytes_left",
@@ -125,6 +126,8 @@ class Step:
         self.at_ms = at_ms
         self.surroundings = surroundings
         self.effects: list[Effect] = []
+        self.advanced: list[Task] = []
+        """Tasks behind which the walk went on in this step."""
         self.work: deque[tuple[str, int, int]] = deque(execution.header.work)
         self.budget = surroundings.tasks_per_step_max
         self.bytes_left = surroundings.step_bytes_max

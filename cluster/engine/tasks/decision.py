@@ -35,7 +35,8 @@ def on_switch_script(step: Step, task: Task, node: Node, outcome: Outcome) -> No
 
 def _choose(step: Step, task: Task, node: Node, value: Any) -> None:
     case = to_text(value)
-    _note(step, task, case, has_children=_branch(node, case) is not None)
+    value = {**step.execution.task_input(task), "case": case}
+    _note(step, task, node, value)
     step.set_output(task, {"evaluationResult": [case], "selectedCase": case})
     step.finish(task, TaskStatus.COMPLETED)
 
@@ -60,15 +61,14 @@ def on_decision_script(step: Step, task: Task, node: Node, outcome: Outcome) -> 
 
 def _decide(step: Step, task: Task, node: Node, value: Any) -> None:
     case = to_text(value)
-    _note(step, task, case, has_children=_branch(node, case) is not None)
+    _note(step, task, node, {"case": case})
     step.set_output(task, {"caseOutput": [case]})
     step.finish(task, TaskStatus.COMPLETED)
 
 
-def _note(step: Step, task: Task, case: str, *, has_children: bool) -> None:
+def _note(step: Step, task: Task, node: Node, value: dict[str, Any]) -> None:
     """Conductor shows in the input what was chosen, and whether a branch runs."""
-    value = {**step.execution.task_input(task), "case": case}
-    if has_children:
+    if _branch(node, value["case"]) is not None:
         value["hasChildren"] = "true"
     step.set_input(task, value)
 

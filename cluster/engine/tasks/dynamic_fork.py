@@ -8,7 +8,7 @@ from cluster.engine.expressions import to_text
 from cluster.engine.model import Execution, Task
 from cluster.engine.plan import Node, dynamic_nodes
 from cluster.engine.scheduling import schedule
-from cluster.engine.step import Step, TaskType, WorkflowFailed, place_of
+from cluster.engine.step import Place, Step, TaskType, WorkflowFailed, place_of
 from cluster.engine.transitions import TaskStatus
 from cluster.errors import ClusterError
 
@@ -73,18 +73,39 @@ def schedule_branches(step: Step, task: Task, index: int) -> None:
             return
         ref = refs[index]
         present = execution.by_ref.get(ref + place.suffix)
-        if present is not None and present.status is not TaskStatus.SKIPPED:
+        if (
+            present is not None
+            and present.origin != task.number
+            and present.status is not TaskStatus.SKIPPED
+        ):
             raise WorkflowFailed(
                 "No dynamic tasks could be created for the Workflow: "
                 f"{execution.header.name}.{execution.header.version}/{execution.id}, Dynamic Fork "
-                f"Task: {node.ref} attempted to create a duplicate task reference name: {ref}"
+                f"Task: {node.name}/{ref} attempted to create a duplicate task reference name: "
+                f"{ref}"
             )
         schedule(step, nodes[ref], inside)
         index += 1
     assert node.next is not None
     join = step.new_task(node.next, place, type="JOIN", name="JOIN")
-    step.set_input(join, {**node.next.task.input_parameters, "joinOn": refs})
+    joined = [_last_ref(step, nodes[ref], inside) for ref in refs]
+    step.set_input(join, {**node.next.task.input_parameters, "joinOn": joined})
     step.types["JOIN"].begin(step, join, node.next)
+
+
+def _last_ref(step: Step, branch: Node, place: Place) -> str:
+    """What the JOIN waits for in a branch: where a SWITCH has chosen, the last step it chose."""
+    execution = step.execution
+    task = execution.by_ref.get(branch.ref + place.suffix)
+    choose = step.types[branch.type].branch
+    if task is None or choose is None:
+        return branch.ref
+    chosen = choose(execution, task, branch)
+    if chosen is None:
+        return branch.ref
+    while chosen.next is not None:
+        chosen = chosen.next
+    return chosen.ref
 
 
 def restore(execution: Execution, task: Task) -> None:
@@ -143,7 +164,7 @@ def _legacy_tasks(node: Node, value: dict[str, Any]) -> list[dict[str, Any]]:
     listed = value.get(param or "")
     if listed is None:
         raise WorkflowFailed(
-            f"Dynamic tasks could not be created. The value of {param} from task's input "
+            f"Dynamic tasks could not be created. The value of {to_text(param)} from task's input "
             f"{to_text(value)} has no dynamic tasks to be scheduled"
         )
     tasks = listed.get("dynamicTasks") if isinstance(listed, dict) else listed

@@ -34,6 +34,9 @@ def _begin_round(step: Step, task: Task, node: Node, items: list[Any] | None) ->
         output.update(extra)
     output["iteration"] = task.rounds
     execution.touch(task)
+    last = _last_forgotten(task, node)
+    if last > 0:
+        _forget_rounds(step, task, min(last, task.rounds - 1))
     place = Place(task.number, f"{task.suffix}__{task.rounds}", task.rounds, task.origin)
     execution.hold(task.number)
     schedule(step, node.body, place)
@@ -53,9 +56,13 @@ def end_round(step: Step, task: Task, index: int) -> None:
     if reasons:
         _finish(step, task, TaskStatus.FAILED, "".join(f"{reason} " for reason in reasons))
         return
-    keep = node.task.input_parameters.get("keepLastN")
-    if isinstance(keep, int) and not isinstance(keep, bool) and task.rounds > keep:
-        _forget_rounds(step, task, task.rounds - keep)
+    last = _last_forgotten(task, node)
+    if last > 0:
+        _forget_rounds(step, task, min(last, task.rounds - 1))
+        output = loop_output(execution, task)
+        for number in range(last, 0, -1):
+            if output.pop(str(number), None) is None:
+                break
     items = _items(step, task, node)
     condition = node.task.loop_condition
     if items is not None and task.rounds >= len(items):
@@ -85,12 +92,8 @@ def on_condition(step: Step, task: Task, node: Node, outcome: Outcome) -> None:
 
 
 def is_true(value: Any) -> bool:
-    """Conductor takes booleans as they are, numbers above zero, and the text "true"."""
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, int | float):
-        return value > 0
-    return isinstance(value, str) and value.lower() == "true"
+    """What another round follows: true, and numbers but 0 and NaN; no text, no object."""
+    return isinstance(value, int | float) and bool(value) and value == value
 
 
 def _go_on(step: Step, task: Task, node: Node, another: bool) -> None:
@@ -134,10 +137,14 @@ def _forget_rounds(step: Step, task: Task, last: int) -> None:
         execution.dynamic.pop(number, None)
         execution.loops.pop(number, None)
         execution.remove_task(inner)
-    output = loop_output(execution, task)
-    for number in range(last, 0, -1):
-        if output.pop(str(number), None) is None:
-            break
+
+
+def _last_forgotten(task: Task, node: Node) -> int:
+    """The last round that `keepLastN` does not keep; 0 or less: all are kept."""
+    keep = node.task.input_parameters.get("keepLastN")
+    if not isinstance(keep, int) or isinstance(keep, bool):
+        return 0
+    return task.rounds - keep
 
 
 def _items(step: Step, task: Task, node: Node) -> list[Any] | None:

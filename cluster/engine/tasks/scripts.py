@@ -16,10 +16,8 @@ _EMPTY = (
 def begin_inline(step: Step, task: Task, node: Node) -> None:
     step.start(task)
     value = step.execution.task_input(task)
-    evaluator = value.get("evaluatorType") or node.task.evaluator_type or "javascript"
+    evaluator = value.get("evaluatorType") or "javascript"
     source = value.get("expression")
-    if source is None:
-        source = node.task.expression
     if not isinstance(source, str) or not source.strip():
         reason = _EMPTY.format(name="expression", kind="Inline")
         _fail(step, task, TaskStatus.FAILED_WITH_TERMINAL_ERROR, reason)
@@ -28,7 +26,7 @@ def begin_inline(step: Step, task: Task, node: Node) -> None:
     elif evaluator in JAVASCRIPT:
         _evaluate(step, task, node, "javascript", source, value)
     else:
-        reason = f"Unknown evaluator '{evaluator}' for INLINE task"
+        reason = f"Unknown evaluator '{evaluator}' in INLINE task."
         _fail(step, task, TaskStatus.FAILED_WITH_TERMINAL_ERROR, reason)
 
 
@@ -38,7 +36,7 @@ def begin_lambda(step: Step, task: Task, node: Node) -> None:
     source = value.get("scriptExpression")
     if not isinstance(source, str) or not source.strip():
         reason = _EMPTY.format(name="scriptExpression", kind="Lambda")
-        _fail(step, task, TaskStatus.FAILED, reason)
+        step.finish(task, TaskStatus.FAILED, reason)
     else:
         _evaluate(step, task, node, "function", source, value)
 
@@ -49,7 +47,7 @@ def begin_jq(step: Step, task: Task, node: Node) -> None:
     source = value.get("queryExpression")
     if not isinstance(source, str) or not source.strip():
         reason = "Missing 'queryExpression' in input parameters"
-        _fail(step, task, TaskStatus.FAILED, reason)
+        step.finish(task, TaskStatus.FAILED, reason)
     else:
         _evaluate(step, task, node, "jq", source, value)
 

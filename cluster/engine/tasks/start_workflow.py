@@ -7,6 +7,7 @@ from cluster.engine.events import WorkflowLaunched
 from cluster.engine.model import Task
 from cluster.engine.plan import Node
 from cluster.engine.step import Step, TaskType
+from cluster.engine.tasks.sub_workflow import PRIORITY_MAX
 from cluster.engine.transitions import TaskStatus
 from cluster.ids import derived_workflow_id, slot_of_key
 
@@ -15,8 +16,8 @@ def begin(step: Step, task: Task, node: Node) -> None:
     """The new workflow lives in a slot of its own; its id is drawn once, so it starts once."""
     execution = step.execution
     wanted: Any = execution.task_input(task).get("startWorkflow")
-    if not isinstance(wanted, dict) or not isinstance(wanted.get("name"), str):
-        reason = "Missing 'startWorkflow' in input data, or it names no workflow"
+    reason = _what_is_wrong(wanted)
+    if reason is not None:
         step.finish(task, TaskStatus.FAILED, reason)
         return
     request = dict(wanted)
@@ -32,6 +33,27 @@ def begin(step: Step, task: Task, node: Node) -> None:
         at_ms=task.scheduled_ms, slot=slot_of_key(execution.id, origin), origin=origin
     )
     step.effects.append(LaunchWorkflow(task.number, task.token, workflow_id, request))
+
+
+def _what_is_wrong(wanted: Any) -> str | None:
+    if wanted is None:
+        return "Missing 'startWorkflow' in input data."
+    if not isinstance(wanted, dict):
+        return "Error reading StartWorkflowRequest. It must be a JSON object."
+    if not wanted.get("name"):
+        return "startWorkflow validation failed. 'name' -> Workflow name cannot be null or empty. "
+    priority = wanted.get("priority") or 0
+    if not isinstance(priority, int):
+        return "Error reading StartWorkflowRequest. priority must be an integer."
+    if not 0 <= priority <= PRIORITY_MAX:
+        bound = f"maximum {PRIORITY_MAX}" if priority > 0 else "minimum 0"
+        return (
+            f"startWorkflow validation failed. 'priority' -> priority: {priority} should be "
+            f"{bound}. "
+        )
+    if "input" in wanted and not isinstance(wanted["input"], dict):
+        return "NULL input passed when starting workflow"
+    return None
 
 
 def on_launched(step: Step, task: Task, event: WorkflowLaunched) -> None:

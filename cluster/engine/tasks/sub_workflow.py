@@ -12,6 +12,8 @@ from cluster.engine.step import Step, TaskType, WorkflowFailed
 from cluster.engine.transitions import TaskStatus
 from cluster.ids import derived_workflow_id, slot_of
 
+PRIORITY_MAX = 99
+
 STATUS_AFTER = {
     "COMPLETED": TaskStatus.COMPLETED,
     "FAILED": TaskStatus.FAILED,
@@ -34,6 +36,11 @@ def begin(step: Step, task: Task, node: Node) -> None:
         reason = "workflowDefinition of a sub-workflow must resolve to a workflow definition"
         step.finish(task, TaskStatus.FAILED, reason)
         return
+    priority = value.get("priority")
+    if isinstance(priority, int) and not 0 <= priority <= PRIORITY_MAX:
+        reason = f"priority MUST be between 0 and {PRIORITY_MAX} (inclusive)"
+        step.finish(task, TaskStatus.FAILED, reason)
+        return
     task.token += 1
     version = value.get("subWorkflowVersion")
     step.effects.append(
@@ -48,7 +55,7 @@ def begin(step: Step, task: Task, node: Node) -> None:
 
 
 def _input(step: Step, task: Task, node: Node) -> dict[str, Any]:
-    """What Conductor shows in the task: the resolved parameters, nulls left out."""
+    """What Conductor shows in the task: the resolved parameters, those that are null too."""
     if task.retry_count:
         # A retry has resolved the step's own parameters over the old input.
         return step.execution.task_input(task)
@@ -73,7 +80,7 @@ def _input(step: Step, task: Task, node: Node) -> dict[str, Any]:
     version = resolved.get("version")
     if isinstance(version, str) and version.isdigit():
         version = int(version)
-    value = {
+    return {
         "subWorkflowName": resolved.get("name"),
         "subWorkflowVersion": version,
         "subWorkflowTaskToDomain": resolved.get("taskToDomain"),
@@ -85,7 +92,6 @@ def _input(step: Step, task: Task, node: Node) -> dict[str, Any]:
         "idempotencyStrategy": resolved.get("idempotencyStrategy"),
         "workflowInput": step.resolve_input(task, node),
     }
-    return {key: given for key, given in value.items() if given is not None}
 
 
 def on_resolved(step: Step, task: Task, event: SubWorkflowResolved) -> None:
@@ -97,6 +103,11 @@ def on_resolved(step: Step, task: Task, event: SubWorkflowResolved) -> None:
             step.set_output(task, {"subWorkflowLaunchError": event.error})
             step.wake(task, step.at_ms + 5_000)
             return
+        if execution.task_input(task).get("subWorkflowVersion") is None:
+            raise WorkflowFailed(
+                f"The Task {event.name} defined as a sub-workflow has no workflow definition "
+                "available "
+            )
         step.finish(task, TaskStatus.FAILED, event.error)
         return
     origin = f"{execution.id}/{task.number}/{task.retry_count}/{task.token}"
@@ -108,7 +119,7 @@ def on_resolved(step: Step, task: Task, event: SubWorkflowResolved) -> None:
     task.sub_version = event.version
     task.reason = ""
     step.start(task)
-    if "subWorkflowVersion" not in value and "subWorkflowDefinition" not in value:
+    if value.get("subWorkflowVersion") is None and value.get("subWorkflowDefinition") is None:
         step.set_input(task, {**value, "subWorkflowVersion": event.version})
     step.set_output(task, {"subWorkflowId": child_id})
     step.effects.append(
@@ -130,7 +141,7 @@ def on_resolved(step: Step, task: Task, event: SubWorkflowResolved) -> None:
 
 def _child_input(value: dict[str, Any]) -> dict[str, Any]:
     child_input: dict[str, Any] = value.get("workflowInput") or value
-    if "subWorkflowDefinition" in value:
+    if value.get("subWorkflowDefinition") is not None:
         metadata = child_input.get("_systemMetadata")
         child_input = {
             **child_input,

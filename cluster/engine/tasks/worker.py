@@ -16,10 +16,11 @@ def begin(step: Step, task: Task, node: Node) -> None:
     if not task.retry_count:
         delay_s = node.task.start_delay
         task.callback_after_s = delay_s
+        task.start_delay_s = delay_s
         task.visible_ms = step.at_ms + delay_s * 1000
-        domains = step.execution.header.task_to_domain
-        if domains:
-            task.domain = _domain(step, task.type, domains)
+    domains = step.execution.header.task_to_domain
+    if domains:
+        task.domain = _domain(step, task.type, domains)
     push(step, task)
     arm(step, task, node)
 
