@@ -27,6 +27,7 @@ def routes(services: Services) -> list[Route]:
         return plain(__version__)
 
     async def metrics(_call: Call) -> Answer:
+        await services.measure()
         return Answer(services.metrics.render(), content_type=_METRICS_TYPE)
 
     return [

@@ -33,6 +33,7 @@ def routes(services: Services) -> list[Route]:
 class MetadataApi:
     def __init__(self, services: Services) -> None:
         self._metadata = services.metadata
+        self._limits = services.limits
 
     async def register(self, call: Call) -> Answer:
         overwrite = call.flag("overwrite", default=False)
@@ -72,11 +73,15 @@ class MetadataApi:
         return EMPTY
 
     async def register_task_defs(self, call: Call) -> Answer:
-        await self._metadata.register_task_defs(json_body(call.body))
+        definitions = json_body(call.body)
+        await self._metadata.register_task_defs(definitions)
+        await self._limits.refresh(definition["name"] for definition in definitions)
         return EMPTY
 
     async def update_task_def(self, call: Call) -> Answer:
-        await self._metadata.update_task_def(json_body(call.body))
+        definition = json_body(call.body)
+        await self._metadata.update_task_def(definition)
+        await self._limits.refresh((definition["name"],))
         return EMPTY
 
     async def task_def(self, call: Call) -> Answer:
@@ -86,5 +91,7 @@ class MetadataApi:
         return Answer(wire.list_json(await self._metadata.task_defs()))
 
     async def remove_task_def(self, call: Call) -> Answer:
-        await self._metadata.remove_task_def(call.path["tasktype"])
+        name = call.path["tasktype"]
+        await self._metadata.remove_task_def(name)
+        await self._limits.refresh((name,))
         return EMPTY

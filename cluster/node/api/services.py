@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from cluster.clock import Clock, Random
 from cluster.metrics import Metrics
+from cluster.node.limits import TaskLimits
 from cluster.node.metadata import Metadata
 from cluster.node.poll import PollDesk
 from cluster.node.router import Router
@@ -19,6 +20,7 @@ class Services:
 
     router: Router
     metadata: Metadata
+    limits: TaskLimits
     desk: PollDesk
     queues: TaskQueues
     search: SearchIndex
@@ -28,7 +30,11 @@ class Services:
     metrics: Metrics
     settings: Settings
     catch_up: Callable[[], Awaitable[None]]
-    """Bring search index and poll data up to all that has been answered so far."""
+    """Bring the search index up to all that has been answered so far."""
+    save_poll_data: Callable[[], Awaitable[None]]
+    """Bring the stored poll data up to now."""
+    measure: Callable[[], Awaitable[None]]
+    """Set the metrics that are measured when they are asked for."""
     is_ready: Callable[[], bool]
     """Whether this node serves its shards and takes requests."""
 

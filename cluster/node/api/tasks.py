@@ -315,7 +315,7 @@ class QueueApi:
         return await self._poll_data(None)
 
     async def _poll_data(self, task_type: str | None) -> Answer:
-        await self._services.catch_up()
+        await self._services.save_poll_data()
         shown = []
         for poll in await self._services.records.poll_data(task_type):
             entry: dict[str, str | int] = {"queueName": poll.task_type}

@@ -1,0 +1,47 @@
+"""What effects reach for beyond the shards: scripts, definitions, starts of other workflows."""
+
+from typing import Any, Protocol
+
+from cluster.engine import payloads
+from cluster.ids import WorkflowId
+from cluster.node.api.bodies import StartBody, read, reader
+from cluster.node.api.starts import start_request
+from cluster.node.metadata import Metadata, Resolved
+from cluster.node.router import Router
+
+_START = reader(StartBody)
+
+
+class Scripts(Protocol):
+    """Evaluates what users wrote, within limits of time and memory."""
+
+    async def evaluate(self, language: str, source: str, input_json: bytes) -> bytes:
+        """The JSON a script comes to. ScriptFailed."""
+
+
+class OutsideWorld:
+    """The Outside of the dispatcher, on this node's own parts."""
+
+    def __init__(self, scripts: Scripts, metadata: Metadata, *, input_bytes_max: int) -> None:
+        self._scripts = scripts
+        self._metadata = metadata
+        self._input_bytes_max = input_bytes_max
+        self.router: Router
+
+    async def evaluate(self, language: str, source: str, input_json: bytes) -> bytes:
+        return await self._scripts.evaluate(language, source, input_json)
+
+    async def definition(self, name: str, version: int | None) -> Resolved:
+        return await self._metadata.snapshot(name, version)
+
+    async def inline_definition(self, definition: dict[str, object]) -> Resolved:
+        # Given at run time: what Conductor does not check there is not checked here either.
+        return await self._metadata.snapshot_inline(definition, violations_path=None)
+
+    async def task_definitions(self, names: tuple[str, ...]) -> dict[str, Any]:
+        return await self._metadata.registered_task_defs(names)
+
+    async def launch(self, workflow_id: WorkflowId, request: dict[str, object]) -> None:
+        body = read(_START, payloads.dump(request))
+        start = start_request(body, method="startWorkflow", input_bytes_max=self._input_bytes_max)
+        await self.router.launch(workflow_id, start)

@@ -1,0 +1,38 @@
+"""What the stores are told of a workflow beside its rows: open or not, due when, searchable as."""
+
+from cluster.engine.rows import decode_header
+from cluster.engine.transitions import OPEN_WORKFLOW
+from cluster.ids import WorkflowId
+from cluster.sharding.checkpoint import Described
+from cluster.store.ports import OpenEntry, Summary
+
+
+def describe(workflow_id: WorkflowId, encoded: bytes) -> Described:
+    """Read a header row."""
+    header = decode_header(encoded)
+    is_open = header.status in OPEN_WORKFLOW
+    entry = OpenEntry(
+        workflow_id,
+        next_due_ms=header.due_ms or None,
+        has_unfinished_effects=header.unfinished,
+    )
+    parent_id = header.parent_id
+    return Described(
+        open=entry if is_open else None,
+        summary=Summary(
+            workflow_id=workflow_id,
+            name=header.name,
+            version=header.version,
+            status=header.status.value,
+            start_ms=header.create_ms,
+            update_ms=header.update_ms,
+            end_ms=header.end_ms,
+            correlation_id=header.correlation_id,
+            parent_workflow_id=None if parent_id is None else WorkflowId(parent_id),
+            priority=header.priority,
+            reason=header.reason or None,
+            event=header.event,
+            created_by=header.created_by or None,
+            idempotency_key=header.idempotency_key,
+        ),
+    )
