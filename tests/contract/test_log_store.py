@@ -180,6 +180,7 @@ async def test_only_a_sealed_log_is_deleted(logs: LogStore, log: LogId) -> None:
     await logs.append(log, 1, b"entry")
     await logs.delete(log)
     assert log in await logs.logs()
+    assert list(await logs.read(log, after=0, upto=9, bytes_max=ALL)) == [(1, b"entry")]
     await logs.append(log, 2, b"entry")
     await logs.seal(log)
     await logs.delete(log)

@@ -45,6 +45,16 @@ async def test_a_claim_takes_rows_that_stand_as_seen(stores: Stores) -> None:
     assert (again[0].owner, again[0].epoch) == (second, 2)
 
 
+async def test_a_claim_on_an_earlier_epoch_of_the_same_owner_is_lost(stores: Stores) -> None:
+    shards, a, b, c = stores.shards, log_id(), log_id(), log_id()
+    first = await shards.claim((await shards.rows())[:1], a)
+    second = await shards.claim(first, b)
+    third = await shards.claim(second, a)
+    assert await shards.claim(first, c) == third
+    await shards.release(first)
+    assert (await shards.rows())[0] == third[0]
+
+
 async def test_a_repeated_claim_is_seen_as_won(stores: Stores) -> None:
     own = log_id()
     seen = await stores.shards.rows()

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from cluster.clock import SystemClock
 from cluster.errors import Fenced, StoreFault
 from cluster.ids import ShardId, WorkflowId
 from cluster.sharding.checkpoint import Checkpoint, Described, MergedRows, write_merged
@@ -84,33 +85,47 @@ async def test_one_that_starts_and_ends_in_between_never_enters_the_open_set() -
     assert asked == ["write", "write"]
 
 
-async def test_many_rows_go_in_bounded_batches_and_let_the_loop_run() -> None:
-    sizes: list[int] = []
-    turns = 0
-
-    async def count_turns() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    counter = asyncio.create_task(count_turns())
+async def test_many_rows_go_in_bounded_batches() -> None:
     ids = [workflow_id() for _ in range(2_500)]
+    rows = {0: b"open -", 1: b"x" * 100, 2: b"y" * 500}
     async with process() as node:
         for one in ids:
-            node.put(one, {0: b"open -", 1: b"x" * 100, 2: b"y" * 500})
+            node.put(one, rows)
         await node.log.drain()
-        turns = 0
         await node.checkpoint.flush()
         sizes = [len(written) for written, _ in node.written]
         assert sum(sizes) == len(ids)
         assert max(sizes) <= 700
-        assert turns >= len(sizes)
-        model: dict[WorkflowId, dict[int, bytes]] = {
-            one: {0: b"open -", 1: b"x" * 100, 2: b"y" * 500} for one in ids
-        }
-        assert await contents(node.stores, ids) == expected(model)
-    counter.cancel()
+        assert await contents(node.stores, ids) == expected(dict.fromkeys(ids, rows))
+
+
+async def test_the_event_loop_gets_its_turn_while_much_is_described() -> None:
+    class Moved(SystemClock):
+        at_ms = 0
+
+        def monotonic_ms(self) -> int:
+            return self.at_ms
+
+    clock = Moved()
+
+    def slow(one: WorkflowId, header: bytes) -> Described:
+        clock.at_ms += 1
+        return describe(one, header)
+
+    async def longest_turn_ms() -> int:
+        longest = before = clock.at_ms
+        while clock.at_ms < 100:
+            await asyncio.sleep(0)
+            longest, before = max(longest, clock.at_ms - before), clock.at_ms
+        return longest
+
+    merged = MergedRows()
+    for position in range(100):
+        merged.add(position, [(ShardId(0), 1, [Row(workflow_id(), 0, b"open -")])], 10)
+    watcher = asyncio.create_task(longest_turn_ms())
+    stores = open_memory(shard_count=SHARD_COUNT)
+    await write_merged(merged, stores, slow, clock=clock, deadline_ms=None)
+    assert 0 < await watcher <= 3
 
 
 async def test_the_log_is_truncated_by_whole_segments_once_written() -> None:
