@@ -328,6 +328,8 @@ class QueueApi:
         return Answer(orjson.dumps(shown))
 
     async def requeue(self, call: Call) -> Answer:
+        # The router finds open workflows in the open set, which checkpoints keep.
+        await self._services.catch_up()
         return plain(str(await self._services.router.requeue(call.path["taskType"])))
 
 
