@@ -26,17 +26,18 @@ from cluster.metrics import Metrics
 from cluster.node import wire
 from cluster.node.api import bulk, health, later, metadata, tasks, workflow
 from cluster.node.api.services import Services
+from cluster.node.executors.scripts import ScriptPool, check_javascript
 from cluster.node.limits import TaskLimits
 from cluster.node.metadata import Metadata
 from cluster.node.middleware import Edge
-from cluster.node.outside import OutsideWorld, Scripts
+from cluster.node.outside import OutsideWorld, PooledScripts, Scripts
 from cluster.node.poll import PollDesk
 from cluster.node.router import Router
 from cluster.node.summaries import describe
 from cluster.settings import Settings
 from cluster.sharding.checkpoint import Checkpoint
 from cluster.sharding.commit_log import CommitLog
-from cluster.sharding.dispatch import Dispatcher, ScriptFailed
+from cluster.sharding.dispatch import Dispatcher
 from cluster.sharding.idempotency import Keys
 from cluster.sharding.plans import Plans
 from cluster.sharding.residents import Residents
@@ -115,8 +116,8 @@ async def running(
                 MemoryTaskQueues(),
                 own,
                 rows,
-                scripts=_NoScripts(),
-                check_javascript=lambda _: None,
+                scripts=await stack.enter_async_context(_scripts(settings)),
+                check_javascript=check_javascript,
                 clock=clock,
                 random=random,
             )
@@ -124,9 +125,19 @@ async def running(
             yield node
 
 
-class _NoScripts:
-    async def evaluate(self, language: str, source: str, input_json: bytes) -> bytes:
-        raise ScriptFailed(f"{language} is not served by this version yet")
+@asynccontextmanager
+async def _scripts(settings: Settings) -> AsyncIterator[Scripts]:
+    """The processes that run users' scripts; they outlive the node, whose effects use them."""
+    pool = ScriptPool(
+        workers=settings.script_workers,
+        time_limit_ms=settings.script_time_limit_ms,
+        memory_bytes=settings.script_memory_bytes,
+    )
+    await pool.start()
+    try:
+        yield PooledScripts(pool)
+    finally:
+        await pool.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -3,11 +3,15 @@
 from typing import Any, Protocol
 
 from cluster.engine import payloads
+from cluster.errors import NotFound
 from cluster.ids import WorkflowId
 from cluster.node.api.bodies import StartBody, read, reader
 from cluster.node.api.starts import start_request
-from cluster.node.metadata import Metadata, Resolved
+from cluster.node.executors import scripts
+from cluster.node.executors.scripts import Language, ScriptPool
+from cluster.node.metadata import Metadata, NoSuchWorkflow, Resolved
 from cluster.node.router import Router
+from cluster.sharding.dispatch import ScriptFailed
 
 _START = reader(StartBody)
 
@@ -17,6 +21,26 @@ class Scripts(Protocol):
 
     async def evaluate(self, language: str, source: str, input_json: bytes) -> bytes:
         """The JSON a script comes to. ScriptFailed."""
+
+
+_LANGUAGES = {
+    "javascript": Language.JAVASCRIPT,
+    "function": Language.FUNCTION,
+    "jq": Language.JQ,
+}
+
+
+class PooledScripts:
+    """Scripts in processes of their own, as the dispatcher wants to hear of them."""
+
+    def __init__(self, pool: ScriptPool) -> None:
+        self._pool = pool
+
+    async def evaluate(self, language: str, source: str, input_json: bytes) -> bytes:
+        try:
+            return await self._pool.evaluate(_LANGUAGES[language], source, input_json)
+        except scripts.ScriptFailed as failure:
+            raise ScriptFailed(str(failure), timed_out=failure.timed_out) from None
 
 
 class OutsideWorld:
@@ -32,7 +56,11 @@ class OutsideWorld:
         return await self._scripts.evaluate(language, source, input_json)
 
     async def definition(self, name: str, version: int | None) -> Resolved:
-        return await self._metadata.snapshot(name, version)
+        try:
+            return await self._metadata.snapshot(name, version)
+        except NoSuchWorkflow as missing:
+            # The wording of a start, which this is.
+            raise NotFound(missing.start_message) from None
 
     async def inline_definition(self, definition: dict[str, object]) -> Resolved:
         # Given at run time: what Conductor does not check there is not checked here either.

@@ -10,7 +10,8 @@ from cluster.store.ports import OpenEntry, Summary
 def describe(workflow_id: WorkflowId, encoded: bytes) -> Described:
     """Read a header row."""
     header = decode_header(encoded)
-    is_open = header.status in OPEN_WORKFLOW
+    # A run that has ended may still have tasks to cancel, or a failure workflow to start.
+    is_open = header.status in OPEN_WORKFLOW or header.failure_workflow == "?" or header.work
     entry = OpenEntry(
         workflow_id,
         next_due_ms=header.due_ms or None,

@@ -88,6 +88,9 @@ def reader(kind: type[T]) -> "msgspec.json.Decoder[T]":
 def read(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
     """Decode a body; raises InvalidRequest that says where it went wrong."""
     try:
+        if not body.isascii():
+            # What the decoder skips it does not look into.
+            body.decode()
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"The body does not fit: {error}") from error
@@ -160,6 +163,8 @@ def _is_too_deep(value: Any) -> bool:
 def _malformed(body: bytes, error: Exception) -> InvalidRequest:
     if not body.strip():
         return InvalidRequest("Required request body is missing")
+    if isinstance(error, UnicodeDecodeError):
+        return InvalidRequest(f"The body is no JSON: byte {error.start + 1} is not UTF-8")
     try:
         orjson.loads(body)
     except orjson.JSONDecodeError as found:
