@@ -209,7 +209,7 @@ UNKNOWN_BOTTOMLESS = b'{"zz":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
         (b'{"outputData":[1]}', "outputData must be a JSON object, not a list"),
         (b'{"outputData":"a"}', "outputData must be a JSON object, not a string"),
         (b'{"outputData":true}', "outputData must be a JSON object, not a boolean"),
-        (b'{"outputData":{"a":"\xff"}}', "outputData is no JSON that can be kept"),
+        (b'{"outputData":{"a":"\xff"}}', "The body is no JSON: byte 21 is not UTF-8"),
         (b'{"outputData":{"a":"\\ud800"}}', "surrogate"),
         (b'{"outputData":{"a":NaN}}', "The body is no JSON"),
         (b'{"outputData":{"a":1e999}}', "outputData is no JSON that can be kept"),
