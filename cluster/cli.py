@@ -7,6 +7,7 @@ from typing import NoReturn
 import click
 
 from cluster import __version__
+from cluster.errors import ClusterError
 from cluster.logs import set_up_logs
 from cluster.settings import InvalidSettings, Settings, load_settings, settings_page
 from cluster.urls import MemoryUrl, SqliteUrl, parse_queue_url, parse_store_url, without_password
@@ -52,8 +53,8 @@ def serve(
 
     try:
         serve_node(settings)
-    except OSError as error:
-        # The port is taken, the data folder cannot be written: the user's to mend, not a defect.
+    except (OSError, ClusterError) as error:
+        # The port is taken, the data folder is in use or cannot be written: the user's to mend.
         give_up(str(error))
 
 
