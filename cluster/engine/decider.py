@@ -47,7 +47,7 @@ from cluster.engine.retries import (
     due_of,
     timeout_start_ms,
 )
-from cluster.engine.scheduling import begin_attempt, push, run
+from cluster.engine.scheduling import begin_attempt, begin_mapped, push, run
 from cluster.engine.step import Outcome, Step, Surroundings, WorkflowFailed
 from cluster.engine.tasks import TASK_TYPES, start_workflow, sub_workflow
 from cluster.engine.transitions import OPEN_TASK, TaskStatus, WorkflowStatus
@@ -200,8 +200,7 @@ def on_task_updated(step: Step, event: TaskUpdated) -> None:
         step.bytes_left -= len(output)
         execution.set_task_output(task, output)
     task.worker_id = event.worker_id or ""
-    if event.reason is not None:
-        task.reason = event.reason
+    task.reason = event.reason or ""
     if event.sub_workflow_id:
         task.sub_workflow_id = event.sub_workflow_id
     task.callback_after_s = event.callback_after_s
@@ -323,7 +322,7 @@ def on_task_defs_frozen(step: Step, event: TaskDefsFrozen) -> None:
     on_definitions = step.types[node.type].on_definitions
     assert on_definitions is not None
     task.token += 1
-    on_definitions(step, task, node)
+    begin_mapped(step, task, node, on_definitions)
 
 
 def on_workflow_launched(step: Step, event: WorkflowLaunched) -> None:

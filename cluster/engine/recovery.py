@@ -25,13 +25,14 @@ def recover(step: Step) -> None:
     if execution.is_terminal:
         return
     arm_all(step)
+    about_to_begin = {number for kind, number, _ in header.work if kind == "begin"}
     for task in list(execution.open_tasks()):
         if step.types[task.type].is_worker:
             if task.status is TaskStatus.SCHEDULED:
                 step.effects.append(PushTask(task.number))
             else:
                 step.effects.append(HoldTask(queue_name(task), task.number, task.delivery))
-        elif not task.wake_ms:
+        elif not task.wake_ms and task.number not in about_to_begin:
             _ask_again(step, task)
 
 

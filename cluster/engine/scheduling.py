@@ -1,5 +1,7 @@
 """Which tasks come next: the walk over the plan, in work items that can wait for the next turn."""
 
+from collections.abc import Callable
+
 from cluster.engine.effects import ContinueLater, PushTask
 from cluster.engine.ending import cancel_open_tasks, complete, fail
 from cluster.engine.model import NO_SCOPE, Task
@@ -40,6 +42,8 @@ def run(step: Step) -> None:
                     resume = step.types[task.type].resume
                     assert resume is not None
                     resume(step, task, index)
+                case "begin":
+                    begin_deferred(step, execution.tasks[number])
                 case "start":
                     start(step)
             if execution.release(scope):
@@ -55,6 +59,25 @@ def run(step: Step) -> None:
     header.work = list(work)
     if work and header.status is not WorkflowStatus.PAUSED:
         step.effects.append(ContinueLater())
+
+
+def end_on_the_way(step: Step, task: Task) -> None:
+    """Complete a step that only shows the way, and schedule at once what it leads to."""
+    execution = step.execution
+    if execution.header.status is not WorkflowStatus.RUNNING:
+        step.finish(task, TaskStatus.COMPLETED)
+        return
+    step.close(task, TaskStatus.COMPLETED)
+    # Held as an open task still: its scope cannot be done before what follows is there.
+    on_ended(step, task)
+    if execution.release(task.scope):
+        _scope_done(step, task.scope)
+
+
+def begin_deferred(step: Step, task: Task) -> None:
+    """The turn of a task that stood back until its neighbours were scheduled."""
+    if task.status in OPEN_TASK:
+        step.types[task.type].begin(step, task, step.execution.node_of(task))
 
 
 def _scope_done(step: Step, scope: int) -> None:
@@ -93,8 +116,23 @@ def schedule(step: Step, node: Node | None, place: Place) -> Task | None:
     task = step.new_task(node, place, type=task_type.shown_as, name=task_type.shown_as)
     if task_type.resolves_input:
         step.set_input(task, step.resolve_input(task, node))
-    task_type.begin(step, task, node)
+    if task_type.deferred:
+        step.later("begin", task.number, 0, task.scope)
+    else:
+        begin_mapped(step, task, node, task_type.begin)
     return task
+
+
+def begin_mapped(
+    step: Step, task: Task, node: Node, begin: Callable[[Step, Task, Node], None]
+) -> None:
+    """Begin a first attempt. A step that cannot be made out of its input leaves no task."""
+    try:
+        begin(step, task, node)
+    except WorkflowFailed:
+        if task.status in OPEN_TASK:
+            step.discard(task)
+        raise
 
 
 def on_ended(step: Step, task: Task) -> None:

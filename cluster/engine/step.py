@@ -78,6 +78,8 @@ class TaskType(NamedTuple):
     """One more of the tasks that a join waits for has ended."""
     on_wake: "Callable[[Step, Task, Node], None] | None" = None
     """Its `wake_ms` has come; None begins the attempt, whose delay is then over."""
+    deferred: bool = False
+    """Begins when all steps that are scheduled together are there, not on the way."""
     shown_as: str | None = None
     """taskType and taskDefName where they are not those of the step."""
     resolves_input: bool = True
@@ -241,6 +243,13 @@ class Step:
         # What was held as an open task is now held as a work item.
         self.later("ended", task.number, 0, task.scope)
         self.execution.release(task.scope)
+
+    def discard(self, task: Task) -> None:
+        """Undo `new_task` for a step that could not even begin."""
+        if task.status in OPEN_TASK:
+            self.execution.open.pop(task.number, None)
+            self.execution.release(task.scope)
+        self.execution.remove_task(task)
 
     def close(self, task: Task, status: TaskStatus, reason: str | None = None) -> None:
         """End an attempt without any consequence but for its queue."""

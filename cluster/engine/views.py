@@ -5,7 +5,7 @@ from typing import Any
 
 from cluster.engine import payloads
 from cluster.engine.model import Execution, Task
-from cluster.engine.transitions import FAILED_TASK, OPEN_TASK
+from cluster.engine.transitions import FAILED_TASK, OPEN_TASK, UNSUCCESSFUL_TASK
 from cluster.ids import task_id
 
 
@@ -37,8 +37,11 @@ def joined_refs(execution: Execution, task: Task) -> list[str]:
     return [ref + suffix for ref in refs] if suffix else refs
 
 
-def join_output(execution: Execution, join: Task) -> dict[str, Any]:
-    """Reference name → output, of each joined task that has one."""
+def join_output(execution: Execution, join: Task, *, upto_failure: bool = False) -> dict[str, Any]:
+    """Reference name → output, of each joined task that has one.
+
+    A JOIN that fails shows them up to the first unsuccessful one.
+    """
     output = {}
     for ref in joined_refs(execution, join):
         task = execution.by_ref.get(ref)
@@ -46,6 +49,8 @@ def join_output(execution: Execution, join: Task) -> dict[str, Any]:
             value = output_value(execution, task)
             if value:
                 output[ref] = value
+            if upto_failure and task.status in UNSUCCESSFUL_TASK:
+                break
     return output
 
 

@@ -345,6 +345,8 @@ def queue_wait_ms(task: Task, now_ms: int) -> int:
 def _identity(execution: Execution, task: Task) -> dict[str, Any]:
     """What neither a poll nor time changes."""
     header = execution.header
+    # A loop shows the round it is in, what stands in it shows the round it belongs to.
+    iteration = task.rounds if task.type == "DO_WHILE" else task.iteration
     body: dict[str, Any] = {
         "taskType": task.type,
         "inputData": _Fragment(task.input),
@@ -358,8 +360,8 @@ def _identity(execution: Execution, task: Task) -> dict[str, Any]:
         "workflowType": header.name,
         "taskId": execution.task_id(task.number),
         "workflowPriority": header.priority,
-        "iteration": task.iteration,
-        "loopOverTask": task.iteration > 0,
+        "iteration": iteration,
+        "loopOverTask": iteration > 0,
     }
     if header.correlation_id is not None:
         body["correlationId"] = header.correlation_id

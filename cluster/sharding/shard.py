@@ -270,7 +270,7 @@ class Shards:
     ) -> None:
         entry = self._decide(execution, event, extra_rows=extra_rows)
         await self._log.committed(entry)
-        if execution.scripts or execution.header.work:
+        if is_unsettled(execution):
             await self._settled(execution.id)
 
     def _decide(self, execution: Execution, event: Event, *, extra_rows: Sequence[Row] = ()) -> int:
@@ -430,9 +430,7 @@ class Shards:
         """Wait until the scripts and work items of a workflow are through, or long enough."""
 
         def is_settled(execution: Execution) -> bool:
-            return not execution.scripts and (
-                not execution.header.work or execution.header.status is WorkflowStatus.PAUSED
-            )
+            return not is_unsettled(execution)
 
         try:
             await self.wait_until(workflow_id, is_settled, SETTLE_MS_MAX)
@@ -462,6 +460,16 @@ class Shards:
                 waiter.set_result(None)
 
 
+def is_unsettled(execution: Execution) -> bool:
+    """Whether steps that need no worker and no time are still on their way."""
+    header = execution.header
+    return (
+        bool(execution.scripts)
+        or header.failure_workflow == "?"
+        or (bool(header.work) and header.status is not WorkflowStatus.PAUSED)
+    )
+
+
 def resolved(effect: ResolveSubWorkflow, found: Found, at_ms: int) -> SubWorkflowResolved:
     """The answer to ResolveSubWorkflow."""
     return SubWorkflowResolved(
@@ -489,4 +497,6 @@ def with_template(plan: Plan, encoded: bytes) -> bytes:
     given: dict[str, Any] = payloads.load(encoded)
     if not given:
         return encoded
-    return payloads.dump({**template, **given})
+    # A null counts as absent, as in Conductor.
+    filled = {key: value for key, value in template.items() if given.get(key) is None}
+    return payloads.dump({**given, **filled})

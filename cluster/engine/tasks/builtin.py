@@ -101,10 +101,14 @@ def _become(step: Step, task: Task, node: Node) -> None:
     definition = step.execution.definition_of(task, node)
     if definition is not None and definition.input_template:
         step.set_input(task, step.resolve_input(task, node))
-    step.types[task.type].begin(step, task, node)
+    task_type = step.types[task.type]
+    if task_type.deferred:
+        step.later("begin", task.number, 0, task.scope)
+    else:
+        task_type.begin(step, task, node)
 
 
-NOOP = TaskType(begin=begin_noop)
-SET_VARIABLE = TaskType(begin=begin_set_variable)
-TERMINATE = TaskType(begin=begin_terminate)
+NOOP = TaskType(begin=begin_noop, deferred=True)
+SET_VARIABLE = TaskType(begin=begin_set_variable, deferred=True)
+TERMINATE = TaskType(begin=begin_terminate, deferred=True)
 DYNAMIC = TaskType(begin=begin_dynamic, on_definitions=on_definitions)

@@ -5,6 +5,7 @@ from typing import Any
 from cluster.engine.expressions import to_text
 from cluster.engine.model import Execution, Task
 from cluster.engine.plan import Node
+from cluster.engine.scheduling import end_on_the_way
 from cluster.engine.step import Outcome, Step, TaskType, WorkflowFailed
 from cluster.engine.transitions import TaskStatus
 
@@ -38,7 +39,7 @@ def _choose(step: Step, task: Task, node: Node, value: Any) -> None:
     value = {**step.execution.task_input(task), "case": case}
     _note(step, task, node, value)
     step.set_output(task, {"evaluationResult": [case], "selectedCase": case})
-    step.finish(task, TaskStatus.COMPLETED)
+    end_on_the_way(step, task)
 
 
 def begin_decision(step: Step, task: Task, node: Node) -> None:
@@ -63,7 +64,7 @@ def _decide(step: Step, task: Task, node: Node, value: Any) -> None:
     case = to_text(value)
     _note(step, task, node, {"case": case})
     step.set_output(task, {"caseOutput": [case]})
-    step.finish(task, TaskStatus.COMPLETED)
+    end_on_the_way(step, task)
 
 
 def _note(step: Step, task: Task, node: Node, value: dict[str, Any]) -> None:

@@ -55,7 +55,7 @@ def _fork(step: Step, task: Task, branches: list[dict[str, Any]]) -> None:
     execution.dynamic[task.number] = dynamic_nodes(parsed)
     step.close(task, TaskStatus.COMPLETED)
     task.executed = True
-    step.later("resume", task.number, 0, task.scope)
+    schedule_branches(step, task, 0)
     execution.release(task.scope)
 
 

@@ -9,7 +9,7 @@ from cluster.engine.transitions import TaskStatus
 
 
 def begin(step: Step, task: Task, node: Node) -> None:
-    """The FORK itself is over at once; its branches are a work item of their own."""
+    """The FORK itself is over at once; its branches and the JOIN come with it."""
     if node.next is None or node.next.type != "JOIN":
         raise WorkflowFailed(
             "Fork task definition is not followed by a join task.  Check the blueprint"
@@ -17,7 +17,8 @@ def begin(step: Step, task: Task, node: Node) -> None:
     step.start(task)
     step.close(task, TaskStatus.COMPLETED)
     task.executed = True
-    step.later("resume", task.number, 0, task.scope)
+    # Held as an open task still: the scope cannot be done before the branches are there.
+    resume(step, task, 0)
     step.execution.release(task.scope)
 
 

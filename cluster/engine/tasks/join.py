@@ -47,7 +47,6 @@ def check(step: Step, join: Task) -> None:
     if execution.waiting[join.number] > 0:
         return
     del execution.waiting[join.number]
-    step.set_output(join, join_output(execution, join))
     unsuccessful: list[Task] = []
     failed = False
     forgiven: list[str] = []
@@ -59,6 +58,7 @@ def check(step: Step, join: Task) -> None:
         elif task.status is TaskStatus.COMPLETED_WITH_ERRORS:
             if execution.node_of(task).task.optional:
                 forgiven.append(f"{task.name}/{execution.task_id(task.number)} ")
+    step.set_output(join, join_output(execution, join, upto_failure=failed))
     if failed:
         canceled = all(task.status is TaskStatus.CANCELED for task in unsuccessful)
         status = TaskStatus.CANCELED if canceled else TaskStatus.FAILED

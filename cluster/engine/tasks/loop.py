@@ -203,4 +203,4 @@ def _looks_at_rounds(node: Node, condition: str) -> bool:
     return bool(known)
 
 
-TYPE = TaskType(begin=begin, on_script=on_condition, resume=end_round, retries=False)
+TYPE = TaskType(begin=begin, on_script=on_condition, resume=end_round, deferred=True, retries=False)

@@ -83,6 +83,6 @@ def _fail(step: Step, task: Task, status: TaskStatus, reason: str) -> None:
     step.finish(task, status, reason)
 
 
-INLINE = TaskType(begin=begin_inline, on_script=on_script)
-LAMBDA = TaskType(begin=begin_lambda, on_script=on_script)
-JSON_JQ_TRANSFORM = TaskType(begin=begin_jq, on_script=on_script)
+INLINE = TaskType(begin=begin_inline, on_script=on_script, deferred=True)
+LAMBDA = TaskType(begin=begin_lambda, on_script=on_script, deferred=True)
+JSON_JQ_TRANSFORM = TaskType(begin=begin_jq, on_script=on_script, deferred=True)
