@@ -89,6 +89,7 @@ def restart(step: Step) -> None:
     _start_over(step)
     header.create_ms = step.at_ms
     header.last_retried_ms = 0
+    header.end_ms = 0
     arm_all(step)
     _revive_parent(step)
 
@@ -136,6 +137,7 @@ def _start_over(step: Step) -> None:
         execution.remove_task(task)
     execution.forget_indexes()
     _reopen(step)
+    header.shows_failures = False
     execution.set_output(payloads.EMPTY)
     execution.set_task_defs(payloads.EMPTY)
     header.next_seq = 1
@@ -147,6 +149,7 @@ def _rerun_from(step: Step, target: Task, task_input: bytes | None) -> None:
     execution = step.execution
     _finish_cancelling(step)
     _reopen(step)
+    execution.header.shows_failures = False
     if target.type != "SUB_WORKFLOW":
         # A child runs beside the branches of its fork: only what follows others is forgotten.
         for task in list(execution.tasks.values()):
@@ -210,8 +213,7 @@ def retry(step: Step, event: Retried) -> None:
     if not execution.tasks:
         raise Conflict("Workflow has not started yet")
     wanted = retryable(execution)
-    reopened = any(task.status is TaskStatus.CANCELED for task in execution.by_ref.values())
-    if not wanted and execution.header.status is not WorkflowStatus.TIMED_OUT and not reopened:
+    if not wanted and execution.header.status is not WorkflowStatus.TIMED_OUT:
         raise Conflict(
             "There are no retryable tasks! Use restart if you want to attempt entire workflow "
             "execution again."
@@ -244,9 +246,11 @@ def retryable(execution: Execution) -> list[Task]:
 def _attempt_again(step: Step, task: Task) -> None:
     execution = step.execution
     if task.type in IN_PLACE:
-        task.retry_count += 1
-        task.retried = False
+        if task.type == "DO_WHILE":
+            task.retry_count += 1
+        reason = task.reason
         step.reopen(task, TaskStatus.IN_PROGRESS)
+        task.reason = reason
         return
     node = execution.node_of(task)
     attempt = next_attempt(step, task, node, delay=0)
@@ -285,6 +289,7 @@ def on_child_revived(step: Step, event: ChildRevived) -> None:
     if was_terminal:
         _finish_cancelling(step)
         _reopen(step)
+        execution.header.shows_failures = False
     step.reopen(task, TaskStatus.IN_PROGRESS)
     if not was_terminal:
         return
@@ -341,7 +346,6 @@ def _reopen(step: Step) -> None:
     header = step.execution.header
     header.status = WorkflowStatus.RUNNING
     header.reason = ""
-    header.end_ms = 0
     header.failed_number = 0
     header.failure_workflow = ""
     header.terminated_output = False

@@ -38,6 +38,7 @@ from cluster.engine.events import (
     WorkflowStarted,
 )
 from cluster.engine.model import INPUT, VARIABLES, Execution, Task
+from cluster.engine.plan import Node
 from cluster.engine.recovery import recover
 from cluster.engine.retries import (
     TimedOut,
@@ -301,7 +302,12 @@ def on_script(step: Step, event: ScriptEvaluated) -> None:
     assert task_type.on_script is not None
     value = payloads.load(event.result) if event.result else None
     outcome = Outcome(value, event.error, event.timed_out)
-    task_type.on_script(step, task, step.execution.node_of(task), outcome)
+    on_answer = task_type.on_script
+
+    def begin(step: Step, task: Task, node: Node) -> None:
+        on_answer(step, task, node, outcome)
+
+    begin_mapped(step, task, step.execution.node_of(task), begin)
 
 
 def on_sub_workflow_resolved(step: Step, event: SubWorkflowResolved) -> None:

@@ -36,7 +36,7 @@ def fail(step: Step, status: WorkflowStatus, reason: str, task: Task | None = No
     header = step.execution.header
     if task is not None:
         header.failed_number = task.number
-    _end(step, status, reason, last=task)
+    _end(step, status, reason)
     _compensate(step)
 
 
@@ -60,18 +60,19 @@ def terminate(step: Step, reason: str) -> None:
     _end(step, WorkflowStatus.TERMINATED, reason)
 
 
-def _end(step: Step, status: WorkflowStatus, reason: str, *, last: Task | None = None) -> None:
+def _end(step: Step, status: WorkflowStatus, reason: str) -> None:
     execution = step.execution
     header = execution.header
     if status is not WorkflowStatus.COMPLETED:
         # What the output looks at: a run that completes is RUNNING until it has its output.
         header.status = status
     if not header.terminated_output:
-        _set_output(step, last)
+        _set_output(step)
     header.status = status
     header.reason = reason
     header.end_ms = step.at_ms
     header.due_ms = 0
+    header.shows_failures = True
     execution.timers.clear()
     step.work.clear()
     for task in step.advanced:
@@ -82,7 +83,7 @@ def _end(step: Step, status: WorkflowStatus, reason: str, *, last: Task | None =
     step.effects.append(WorkflowEnded())
 
 
-def _set_output(step: Step, last: Task | None) -> None:
+def _set_output(step: Step) -> None:
     execution = step.execution
     if not execution.tasks:
         return
@@ -90,8 +91,8 @@ def _set_output(step: Step, last: Task | None) -> None:
         output = execution.plan.outputs.resolve(step.root)
         execution.set_output(payloads.dump_map(output))
     else:
-        task = last or next(reversed(execution.tasks.values()))
-        execution.set_output(output_of(execution, task))
+        last = next(reversed(execution.tasks.values()))
+        execution.set_output(output_of(execution, last))
 
 
 def tell_parent(step: Step) -> None:

@@ -119,7 +119,8 @@ class Header(msgspec.Struct, array_like=True):
     """Its output came from a TERMINATE task, so the definition's outputParameters do not apply."""
     external_input: str | None = None
     restarts: int = 0
-    limits: int = 0
+    shows_failures: bool = False
+    """It ended once: from then on the names of failed tasks are shown, until it starts over."""
 
 
 class Execution:

@@ -88,7 +88,6 @@ def next_attempt(step: Step, task: Task, node: Node, *, delay: int, jitter: int 
         retried_number=task.number,
         scheduled_ms=step.at_ms,
         first_scheduled_ms=task.first_scheduled_ms,
-        update_ms=step.at_ms,
         start_delay_s=delay,
         callback_after_s=delay,
         visible_ms=step.at_ms + delay * 1000 + jitter,
@@ -138,7 +137,7 @@ def _poll_due(task: Task, definition: TaskDef) -> int:
 
 def _response_due(task: Task, definition: TaskDef) -> int:
     wait_s = definition.response_timeout_seconds + task.callback_after_s
-    return task.update_ms + wait_s * 1000
+    return (task.update_ms or task.start_ms) + wait_s * 1000
 
 
 def arm(step: Step, task: Task, node: Node) -> None:

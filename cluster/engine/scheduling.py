@@ -130,8 +130,7 @@ def begin_mapped(
     try:
         begin(step, task, node)
     except WorkflowFailed:
-        if task.status in OPEN_TASK:
-            step.discard(task)
+        step.discard(task.number)
         raise
 
 

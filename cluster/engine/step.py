@@ -194,7 +194,6 @@ class Step:
             origin=place.origin,
             scheduled_ms=self.at_ms,
             first_scheduled_ms=self.at_ms,
-            update_ms=self.at_ms,
         )
         header.next_number += 1
         header.next_seq += 1
@@ -234,7 +233,6 @@ class Step:
         """An attempt that the engine itself works on: IN_PROGRESS from now."""
         task.status = TaskStatus.IN_PROGRESS
         task.start_ms = task.start_ms or self.at_ms
-        task.update_ms = self.at_ms
         self.execution.touch(task)
 
     def finish(self, task: Task, status: TaskStatus, reason: str | None = None) -> None:
@@ -244,12 +242,15 @@ class Step:
         self.later("ended", task.number, 0, task.scope)
         self.execution.release(task.scope)
 
-    def discard(self, task: Task) -> None:
-        """Undo `new_task` for a step that could not even begin."""
-        if task.status in OPEN_TASK:
-            self.execution.open.pop(task.number, None)
-            self.execution.release(task.scope)
-        self.execution.remove_task(task)
+    def discard(self, first: int) -> None:
+        """Undo the tasks from number `first` on: they came of a step that could not begin."""
+        execution = self.execution
+        for number in [number for number in execution.tasks if number >= first]:
+            task = execution.tasks[number]
+            if task.status in OPEN_TASK:
+                execution.release(task.scope)
+            execution.remove_task(task)
+        self.effects = [effect for effect in self.effects if getattr(effect, "number", 0) < first]
 
     def close(self, task: Task, status: TaskStatus, reason: str | None = None) -> None:
         """End an attempt without any consequence but for its queue."""

@@ -68,27 +68,28 @@ def loop_output(execution: Execution, loop: Task) -> dict[str, Any]:
             output[str(number)] = {}
         for number in execution.members.get(loop.number, ()):
             task = execution.tasks[number]
-            if not task.retried and task.iteration < loop.rounds:
+            if not task.retried and not task.origin and task.iteration < loop.rounds:
                 output[str(task.iteration)][task.base_ref] = output_value(execution, task)
         output["iteration"] = loop.rounds
     return output
 
 
 def round_output(execution: Execution, loop: Task) -> dict[str, Any]:
-    """Inner reference name → output, of the present round of a loop."""
+    """Inner reference name → output, of the present round of a loop; steps of the definition only,
+    as in Conductor: the branches of a dynamic fork show in its JOIN."""
     output = {}
     for number in reversed(execution.members.get(loop.number, ())):
         task = execution.tasks[number]
         if task.iteration != loop.rounds:
             break
-        if not task.retried:
+        if not task.retried and not task.origin:
             output[task.base_ref] = output_value(execution, task)
     return output
 
 
 def failed_names(execution: Execution) -> tuple[list[str], list[str]]:
-    """(failedReferenceTaskNames, failedTaskNames) of a workflow that ended, without repeats."""
-    if not execution.is_terminal:
+    """(failedReferenceTaskNames, failedTaskNames), without repeats; none before a first end."""
+    if not execution.header.shows_failures:
         return [], []
     refs: dict[str, None] = {}
     names: dict[str, None] = {}

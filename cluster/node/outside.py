@@ -72,4 +72,7 @@ class OutsideWorld:
     async def launch(self, workflow_id: WorkflowId, request: dict[str, object]) -> None:
         body = read(_START, payloads.dump(request))
         start = start_request(body, method="startWorkflow", input_bytes_max=self._input_bytes_max)
-        await self.router.launch(workflow_id, start)
+        try:
+            await self.router.launch(workflow_id, start)
+        except NoSuchWorkflow as missing:
+            raise NotFound(missing.start_message) from None

@@ -108,7 +108,7 @@ def _become(step: Step, task: Task, node: Node) -> None:
         task_type.begin(step, task, node)
 
 
-NOOP = TaskType(begin=begin_noop, deferred=True)
+NOOP = TaskType(begin=begin_noop, resolves_input=False, deferred=True)
 SET_VARIABLE = TaskType(begin=begin_set_variable, deferred=True)
 TERMINATE = TaskType(begin=begin_terminate, deferred=True)
 DYNAMIC = TaskType(begin=begin_dynamic, on_definitions=on_definitions)

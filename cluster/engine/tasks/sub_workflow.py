@@ -80,13 +80,12 @@ def _input(step: Step, task: Task, node: Node) -> dict[str, Any]:
     version = resolved.get("version")
     if isinstance(version, str) and version.isdigit():
         version = int(version)
+    definition = params.workflow_definition if inline else resolved.get("definition")
     return {
         "subWorkflowName": resolved.get("name"),
-        "subWorkflowVersion": version,
+        "subWorkflowVersion": version if definition is None else None,
         "subWorkflowTaskToDomain": resolved.get("taskToDomain"),
-        "subWorkflowDefinition": (
-            params.workflow_definition if inline else resolved.get("definition")
-        ),
+        "subWorkflowDefinition": definition,
         "priority": resolved.get("priority"),
         "idempotencyKey": resolved.get("idempotencyKey"),
         "idempotencyStrategy": resolved.get("idempotencyStrategy"),
