@@ -5,7 +5,7 @@ Commands check first and change then: one that raises has changed nothing.
 
 from cluster.engine import payloads
 from cluster.engine.effects import Tell
-from cluster.engine.ending import cancel_open_tasks
+from cluster.engine.ending import cancel_open_tasks, tell_parent
 from cluster.engine.ending import terminate as end_terminated
 from cluster.engine.events import (
     ChildRevived,
@@ -17,10 +17,22 @@ from cluster.engine.events import (
     VariablesUpdated,
 )
 from cluster.engine.indexes import reindex
-from cluster.engine.model import Execution, Task
-from cluster.engine.plan import Plan, following
-from cluster.engine.retries import arm, arm_all, next_attempt
-from cluster.engine.scheduling import begin_attempt, push
+from cluster.engine.model import NO_SCOPE, Execution, Task
+from cluster.engine.plan import Plan
+from cluster.engine.retries import arm, arm_all
+from cluster.engine.revival import (
+    IN_PLACE,
+    RERUN,
+    RESUME,
+    RETRY,
+    REVIVE,
+    go_on,
+    reopen_loops_around,
+    reopen_waiting,
+    reset,
+    wanted_again,
+)
+from cluster.engine.scheduling import push
 from cluster.engine.step import Step
 from cluster.engine.transitions import (
     OPEN_TASK,
@@ -28,10 +40,9 @@ from cluster.engine.transitions import (
     TaskStatus,
     WorkflowStatus,
 )
+from cluster.engine.views import joined_refs
 from cluster.errors import Conflict, NotFound
-
-IN_PLACE = frozenset({"JOIN", "EXCLUSIVE_JOIN", "DO_WHILE", "FORK"})
-"""Types that are reopened as they are: they hold no work of their own, they wait for others."""
+from cluster.ids import NUMBER_MAX
 
 
 def short_name(execution: Execution) -> str:
@@ -64,6 +75,7 @@ def resume(step: Step) -> None:
     header.status = WorkflowStatus.RUNNING
     header.last_retried_ms = step.at_ms
     arm_all(step)
+    step.later(RESUME, 0, header.next_number - 1, NO_SCOPE)
 
 
 def terminate(step: Step, event: Terminated) -> None:
@@ -147,59 +159,93 @@ def _start_over(step: Step) -> None:
 
 def _rerun_from(step: Step, target: Task, task_input: bytes | None) -> None:
     execution = step.execution
+    header = execution.header
     _finish_cancelling(step)
     _reopen(step)
-    execution.header.shows_failures = False
-    if target.type != "SUB_WORKFLOW":
-        # A child runs beside the branches of its fork: only what follows others is forgotten.
-        for task in list(execution.tasks.values()):
-            if task.seq > target.seq:
-                execution.remove_task(task)
-    ref = target.ref
+    header.shows_failures = False
+    rounds_cut = _forget_later(step, target)
     node = execution.node_of(target)
-    if target.type == "FORK" and node.type == "FORK_JOIN_DYNAMIC":
-        # Its branches are read from the input again.
-        node_input = step.resolve_input(target, node)
-        step.set_input(target, node_input)
-        execution.dynamic.pop(target.number, None)
     if task_input is not None:
         execution.set_task_input(target, task_input)
-    _reset(step, target)
-    reindex(execution)
+    elif node.type in ("FORK_JOIN_DYNAMIC", "SWITCH", "DECISION"):
+        # They have written into their input what they found there.
+        step.set_input(target, step.resolve_input(target, node))
+    begin = step.types[node.type if target.type == "FORK" else target.type].begin
+    _reopen_for_rerun(step, target, rounds_cut)
+    go_on(step, RERUN)
+    begin(step, target, node)
+
+
+def _forget_later(step: Step, target: Task) -> set[int]:
+    """Remove what came after a task; returns the scopes (loops) that lost tasks."""
+    execution = step.execution
+    cut = set()
     for task in list(execution.tasks.values()):
-        if task.status in UNSUCCESSFUL_TASK and not task.retried and task.ref != ref:
-            _bring_back(step, task)
-    if target.scope and target.scope in execution.tasks:
-        _reopen_loops(step, target)
+        if target.type == "SUB_WORKFLOW":
+            # A child runs beside the branches of its fork: only what took its place is forgotten.
+            is_later = task.ref == target.ref and task.number > target.number
+        else:
+            is_later = task.seq > target.seq
+        if is_later:
+            cut.add(task.scope)
+            execution.dynamic.pop(task.number, None)
+            execution.remove_task(task)
+    execution.dynamic.pop(target.number, None)
+    execution.header.next_seq = 1 + max(task.seq for task in execution.tasks.values())
+    return cut
+
+
+def _reopen_for_rerun(step: Step, target: Task, rounds_cut: set[int]) -> None:
+    """Open again what waits for the task that runs again, or for what was removed."""
+    execution = step.execution
+    reset(step, target)
+    for task in execution.tasks.values():
+        if wanted_again(task) and task is not target:
+            task.executed = False
+            execution.touch(task)
+            if task.type in IN_PLACE:
+                reopen_waiting(step, task)
+    for scope in {target.scope, *rounds_cut}:
+        loop = execution.tasks.get(scope)
+        if loop is not None and loop is not target:
+            _cut_rounds(step, loop)
+            reopen_loops_around(step, loop)
     reindex(execution)
-    step.types[node.type if target.type == "FORK" else target.type].begin(step, target, node)
-    _walk_on(step)
+    if target.type == "SUB_WORKFLOW":
+        return
+    while _reopen_joins(step):
+        reindex(execution)
 
 
-def _reopen_loops(step: Step, target: Task) -> None:
-    """The loops around a task that runs again are open again, in its round."""
-    inner = target
-    while inner.scope:
-        loop = step.execution.tasks[inner.scope]
-        loop.rounds = inner.iteration
-        if loop.status not in OPEN_TASK:
-            step.reopen(loop, TaskStatus.IN_PROGRESS)
-        inner = loop
+def _cut_rounds(step: Step, loop: Task) -> None:
+    """Go back to the last round that a loop still has tasks of."""
+    execution = step.execution
+    members = [execution.tasks[number].iteration for number in execution.members[loop.number]]
+    loop.rounds = max(members, default=0)
+    output = {
+        key: value
+        for key, value in execution.task_output(loop).items()
+        if not key.isdigit() or int(key) < loop.rounds
+    }
+    step.set_output(loop, output)
+    reopen_waiting(step, loop)
 
 
-def _reset(step: Step, task: Task) -> None:
-    """Back to a first attempt that has not begun, under the same id."""
-    task.scheduled_ms = step.at_ms
-    task.first_scheduled_ms = step.at_ms
-    task.start_ms = 0
-    task.poll_count = 0
-    task.retried = False
-    task.callback_after_s = task.start_delay_s = 0
-    task.visible_ms = step.at_ms
-    task.worker_id = ""
-    task.sub_workflow_id = ""
-    step.execution.set_task_output(task, payloads.EMPTY)
-    step.reopen(task, TaskStatus.SCHEDULED)
+def _reopen_joins(step: Step) -> bool:
+    """Open joins that have ended though one of their tasks is open or missing; False if none."""
+    execution = step.execution
+    found = False
+    for task in execution.tasks.values():
+        if task.type not in ("JOIN", "EXCLUSIVE_JOIN") or task.status in OPEN_TASK or task.retried:
+            continue
+        for ref in joined_refs(execution, task):
+            joined = execution.by_ref.get(ref)
+            missing = joined is None and task.type == "JOIN"
+            if missing or (joined is not None and not joined.executed):
+                reopen_waiting(step, task)
+                found = True
+                break
+    return found
 
 
 # -- retry
@@ -208,29 +254,43 @@ def _reset(step: Step, task: Task) -> None:
 def retry(step: Step, event: Retried) -> None:
     """Give the last attempt of everything that failed or was cancelled another one."""
     execution = step.execution
+    if event.by_parent and not execution.is_terminal:
+        return
     if not execution.is_terminal:
         raise NotFound(f"Workflow is still running.  status={execution.header.status}")
+    if event.by_parent and not retryable(execution):
+        # Nothing of it can be tried again: its end is what the parent gets, once more.
+        tell_parent(step)
+        return
     if not execution.tasks:
         raise Conflict("Workflow has not started yet")
-    wanted = retryable(execution)
-    if not wanted and execution.header.status is not WorkflowStatus.TIMED_OUT:
+    if not retryable(execution) and execution.header.status is not WorkflowStatus.TIMED_OUT:
         raise Conflict(
             "There are no retryable tasks! Use restart if you want to attempt entire workflow "
             "execution again."
         )
     _finish_cancelling(step)
-    wanted = retryable(execution)
     _reopen(step)
-    for task in sorted(wanted, key=lambda task: task.seq):
-        _attempt_again(step, task)
-    for task in list(execution.by_ref.values()):
-        if task.type in IN_PLACE and task.status in UNSUCCESSFUL_TASK:
-            step.reopen(task, TaskStatus.IN_PROGRESS)
-    reindex(execution)
-    _walk_on(step)
+    for task in execution.by_ref.values():
+        if wanted_again(task):
+            task.executed = False
+            execution.touch(task)
+            if task.type in IN_PLACE:
+                _retry_in_place(step, task)
+    go_on(step, RETRY)
     arm_all(step)
     if not event.by_parent:
         _revive_parent(step)
+
+
+def _retry_in_place(step: Step, task: Task) -> None:
+    reason = task.reason
+    if task.status is not TaskStatus.CANCELED and task.type == "DO_WHILE":
+        task.retry_count += 1
+    canceled = task.status is TaskStatus.CANCELED
+    reopen_waiting(step, task)
+    if not canceled:
+        task.reason = reason
 
 
 def retryable(execution: Execution) -> list[Task]:
@@ -241,21 +301,6 @@ def retryable(execution: Execution) -> list[Task]:
         if task.status in UNSUCCESSFUL_TASK
         and not (task.status is TaskStatus.CANCELED and task.type in ("JOIN", "DO_WHILE"))
     ]
-
-
-def _attempt_again(step: Step, task: Task) -> None:
-    execution = step.execution
-    if task.type in IN_PLACE:
-        if task.type == "DO_WHILE":
-            task.retry_count += 1
-        reason = task.reason
-        step.reopen(task, TaskStatus.IN_PROGRESS)
-        task.reason = reason
-        return
-    node = execution.node_of(task)
-    attempt = next_attempt(step, task, node, delay=0)
-    attempt.reason = ""
-    step.types[attempt.type].begin(step, attempt, node)
 
 
 def failed_child(execution: Execution) -> Task | None:
@@ -291,37 +336,16 @@ def on_child_revived(step: Step, event: ChildRevived) -> None:
         _reopen(step)
         execution.header.shows_failures = False
     step.reopen(task, TaskStatus.IN_PROGRESS)
+    reopen_loops_around(step, task)
     if not was_terminal:
+        reindex(execution, step.work)
         return
-    for other in list(execution.by_ref.values()):
-        if other is not task and other.status in UNSUCCESSFUL_TASK:
-            _bring_back_for_child(step, other)
-    reindex(execution)
-    _walk_on(step)
+    for other in execution.by_ref.values():
+        if other.type in IN_PLACE and wanted_again(other):
+            reopen_waiting(step, other)
+    go_on(step, REVIVE)
     arm_all(step)
     _revive_parent(step)
-
-
-def _bring_back_for_child(step: Step, task: Task) -> None:
-    """A sibling: a failed child is retried in place, cancelled tasks go on under the same id."""
-    if task.type == "SUB_WORKFLOW" and task.sub_workflow_id:
-        step.effects.append(Tell(task.sub_workflow_id, Retried(step.at_ms, by_parent=True)))
-        step.reopen(task, TaskStatus.IN_PROGRESS)
-    elif task.status is TaskStatus.CANCELED:
-        if task.type not in IN_PLACE:
-            task.retry_count += 1
-        _bring_back(step, task)
-
-
-def _bring_back(step: Step, task: Task) -> None:
-    """Reopen a task under the same id: those that wait go on waiting, the others begin again."""
-    if task.type in IN_PLACE:
-        step.reopen(task, TaskStatus.IN_PROGRESS)
-        return
-    retry_count = task.retry_count
-    _reset(step, task)
-    task.retry_count = retry_count
-    begin_attempt(step, task, step.execution.node_of(task))
 
 
 def _revive_parent(step: Step) -> None:
@@ -353,40 +377,6 @@ def _reopen(step: Step) -> None:
     header.due_ms = 0
 
 
-def _walk_on(step: Step) -> None:
-    """Find every place where the walk over the plan stands still though it could go on."""
-    execution = step.execution
-    for task in list(execution.tasks.values()):
-        if task.retried:
-            continue
-        if task.type == "FORK":
-            join = execution.node_of(task).next
-            if join is None or join.ref + task.suffix not in execution.by_ref:
-                if task.status not in OPEN_TASK:
-                    step.later("resume", task.number, 0, task.scope)
-        elif task.status not in OPEN_TASK:
-            if not task.executed or _lacks_successor(step, task):
-                step.later("ended", task.number, 0, task.scope)
-        elif task.type == "DO_WHILE":
-            if not execution.pending.get(task.number) and task.number not in execution.scripts:
-                step.later("resume", task.number, 0, task.scope)
-        elif task.number in execution.waiting:
-            on_joined = step.types[task.type].on_joined
-            assert on_joined is not None
-            on_joined(step, task)
-
-
-def _lacks_successor(step: Step, task: Task) -> bool:
-    """Whether the step after an ended task is missing: a rerun has taken it away."""
-    execution = step.execution
-    node = execution.node_of(task)
-    branch = step.types[task.type].branch
-    successor = branch(execution, task, node) if branch is not None else None
-    if successor is None:
-        successor = following(node)
-    return successor is not None and successor.ref + task.suffix not in execution.by_ref
-
-
 # -- single tasks
 
 
@@ -409,6 +399,8 @@ def skip(step: Step, event: TaskSkipped) -> None:
             f"The task referenced {event.ref} has already been processed, cannot be skipped"
         )
     header = execution.header
+    if header.next_number > NUMBER_MAX:
+        raise Conflict(f"A workflow can have at most {NUMBER_MAX} tasks")
     task = Task(
         number=header.next_number,
         ref=node.ref,
@@ -452,6 +444,7 @@ def requeue(step: Step, event: TasksRequeued) -> None:
             task.status = TaskStatus.SCHEDULED
             task.visible_ms = max(task.visible_ms, step.at_ms)
             push(step, task)
+            arm(step, task, execution.node_of(task))
 
 
 def update_variables(step: Step, event: VariablesUpdated) -> None:

@@ -37,7 +37,7 @@ from cluster.engine.events import (
     WorkflowLaunched,
     WorkflowStarted,
 )
-from cluster.engine.model import INPUT, VARIABLES, Execution, Task
+from cluster.engine.model import INPUT, STATE, VARIABLES, Execution, Task
 from cluster.engine.plan import Node
 from cluster.engine.recovery import recover
 from cluster.engine.retries import (
@@ -48,10 +48,11 @@ from cluster.engine.retries import (
     due_of,
     timeout_start_ms,
 )
-from cluster.engine.scheduling import begin_attempt, begin_mapped, push, run
+from cluster.engine.scheduling import begin_attempt, begin_mapped, push
 from cluster.engine.step import Outcome, Step, Surroundings, WorkflowFailed
 from cluster.engine.tasks import TASK_TYPES, start_workflow, sub_workflow
 from cluster.engine.transitions import OPEN_TASK, TaskStatus, WorkflowStatus
+from cluster.engine.turn import run
 from cluster.errors import NotFound
 from cluster.ids import derived_workflow_id, slot_of
 
@@ -66,6 +67,8 @@ def decide(
     A late or repeated result or timer changes nothing; operator commands may revive what ended.
     Raises a ClusterError for a command that does not fit; then nothing has changed.
     """
+    header = execution.header
+    status, work = header.status, header.work
     step = Step(execution, event.at_ms, surroundings, TASK_TYPES)
     try:
         _apply(step, event)
@@ -74,8 +77,10 @@ def decide(
     except WorkflowFailed as e:
         fail(step, WorkflowStatus(e.status), e.reason)
     run(step)
+    if header.status is not status or header.work != work:
+        execution.parts |= STATE
     if execution.changed or execution.parts or execution.removed or step.effects:
-        execution.header.update_ms = step.at_ms
+        header.update_ms = step.at_ms
     return step.effects
 
 
@@ -224,7 +229,9 @@ def on_task_updated(step: Step, event: TaskUpdated) -> None:
         task.visible_ms = step.at_ms + event.callback_after_s * 1000
         push(step, task)
     else:
-        task.status = TaskStatus.IN_PROGRESS
+        if task.status is not TaskStatus.SCHEDULED or step.types[task.type].is_worker:
+            # What the engine has not begun yet still has to be begun.
+            task.status = TaskStatus.IN_PROGRESS
         execution.touch(task)
     arm(step, task, node)
 

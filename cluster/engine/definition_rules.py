@@ -134,9 +134,13 @@ def _step_rules(
             yield from _step_rules(inner, where, check_javascript)
 
 
+_ROUND = re.compile(r"__\d+$")
+
+
 def _reference_rules(definition: Mapping[str, Any], path: str) -> Iterator[Violation]:
     """Reference names are unique, carry no loop suffix, and inputs name only those there are."""
     references: set[str] = set()
+    has_loop = any(task.get("type") == "DO_WHILE" for task in steps_of(definition["tasks"]))
     for task in steps_of(definition["tasks"]):
         reference = task.get("taskReferenceName", "null")
         if reference in references:
@@ -146,11 +150,11 @@ def _reference_rules(definition: Mapping[str, Any], path: str) -> Iterator[Viola
                 f" workflowDefinition: {definition.get('name', 'null')}",
             )
         references.add(reference)
-        if "__" in reference:
+        if has_loop and _ROUND.search(reference):
             # Conductor takes it, and then mistakes what follows for the round of a loop.
             yield Violation(
                 path,
-                f"taskReferenceName: {reference} must not contain '__',"
+                f"taskReferenceName: {reference} must not end in '__' and a number,"
                 " which marks the rounds of a loop",
             )
     for task in definition["tasks"]:

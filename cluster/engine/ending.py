@@ -76,6 +76,8 @@ def _end(step: Step, status: WorkflowStatus, reason: str) -> None:
     execution.timers.clear()
     step.work.clear()
     for task in step.advanced:
+        if task.number not in execution.tasks:
+            continue
         # As in Conductor: nothing came after it. A retry walks on from here again.
         task.executed = False
         execution.touch(task)

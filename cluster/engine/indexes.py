@@ -1,13 +1,17 @@
 """Builds again what an execution knows besides its rows: after a load, after a command."""
 
-from cluster.engine.model import NO_SCOPE, Execution
+from collections.abc import Iterable
+
+from cluster.engine.model import NO_SCOPE, WITHOUT_TASK, Execution, WorkItem
 from cluster.engine.tasks import dynamic_fork, join
 from cluster.engine.transitions import OPEN_TASK
 
 
-def reindex(execution: Execution) -> None:
-    """Every index of an execution, from its header and tasks alone."""
-    work = execution.header.work
+def reindex(execution: Execution, work: Iterable[WorkItem] = ()) -> None:
+    """Every index of an execution, from its tasks and the work items that are left, alone.
+
+    Which scripts are awaited, and the timers, are not in the rows: they are kept as they are.
+    """
     execution.forget_indexes()
     for task in execution.tasks.values():
         latest = execution.by_ref.get(task.ref)
@@ -21,9 +25,12 @@ def reindex(execution: Execution) -> None:
             execution.hold(task.scope)
         if task.type == "FORK":
             dynamic_fork.restore(execution, task)
+    execution.scripts &= execution.open.keys()
     for kind, number, _ in work:
-        if kind != "cancel":
-            execution.hold(execution.tasks[number].scope if number else NO_SCOPE)
+        if kind in WITHOUT_TASK:
+            execution.hold(NO_SCOPE)
+        elif number in execution.tasks:
+            execution.hold(execution.tasks[number].scope)
     for number in execution.open:
         task = execution.tasks[number]
         if task.type in ("JOIN", "EXCLUSIVE_JOIN"):

@@ -23,6 +23,16 @@ NO_SCOPE = 0
 """Scope of tasks that stand outside every loop: the workflow itself."""
 
 
+WorkItem = tuple[str, int, int]
+"""(kind, task number, index): a step decided but not yet taken, see turn.py."""
+
+SCANS = frozenset({"retry", "rerun", "revive", "walk"})
+"""Kinds of work items that go through all tasks, see revival.py."""
+
+WITHOUT_TASK = SCANS | {"start", "cancel"}
+"""Kinds of work items whose number is not that of a task they stand for."""
+
+
 class Task(msgspec.Struct, array_like=True, omit_defaults=False):
     """One attempt of one step. Times are Unix ms, 0 = not yet; `number` is the task's id."""
 
@@ -107,7 +117,7 @@ class Header(msgspec.Struct, array_like=True):
     next_seq: int = 1
     due_ms: int = 0
     """When the engine has to look at this workflow next; 0 = no timer."""
-    work: list[tuple[str, int, int]] = []
+    work: list[WorkItem] = []
     """Steps decided but not yet taken: the continuation of a transition that was cut short."""
     unfinished: bool = False
     """It has effects under way that a new owner must issue again."""
@@ -168,6 +178,10 @@ class Execution:
         self.parts = 0
         self.changed: dict[int, int] = {}
         self.removed: list[int] = []
+        self.timers: list[tuple[int, int]] = []
+        """Heap of (due ms, task number); an entry whose task has another due time is stale."""
+        self.scripts: set[int] = set()
+        """Numbers of tasks that wait for a script: answers to callers wait for these."""
         self.forget_indexes()
 
     def forget_indexes(self) -> None:
@@ -189,10 +203,6 @@ class Execution:
         """Number of an open JOIN → how many of its tasks have not ended."""
         self.dynamic: dict[int, dict[str, Node]] = {}
         """Dynamic FORK task number → the steps of its branches."""
-        self.timers: list[tuple[int, int]] = []
-        """Heap of (due ms, task number); an entry whose task has another due time is stale."""
-        self.scripts: set[int] = set()
-        """Numbers of tasks that wait for a script: answers to callers wait for these."""
         self.decoded: dict[int, Any] = {}
 
     @property

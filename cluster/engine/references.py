@@ -160,6 +160,9 @@ def _plain_walk(steps: jsonpath.Steps) -> Callable[[Root], Any] | None:
     name = rest[0]
     if isinstance(name, int):
         return lambda root: None
+    if key == "workflow" and name == "env" and len(rest) == 1:
+        # Variables are read by name, never all of them.
+        return lambda root: None
     if key == "workflow" and name == "env" and len(rest) > 2:
         return _environment_walk(rest)
     return _field_walk(key, name, tuple(rest[1:]))

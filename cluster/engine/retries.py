@@ -2,6 +2,7 @@
 
 from hashlib import blake2b
 
+from cluster.engine import payloads
 from cluster.engine.definitions import TaskDef
 from cluster.engine.model import Execution, Task
 from cluster.engine.plan import Node
@@ -98,10 +99,11 @@ def next_attempt(step: Step, task: Task, node: Node, *, delay: int, jitter: int 
     step.budget -= 1
     attempt_input = dict(execution.task_input(task))
     attempt_input.pop("subWorkflowId", None)
+    attempt_input.update(step.resolve_input(attempt, node))
+    attempt.input = payloads.dump_map(attempt_input)
+    step.bytes_left -= len(attempt.input)
     attempt.reason = task.reason
     execution.add_task(attempt)
-    attempt_input.update(step.resolve_input(attempt, node))
-    step.set_input(attempt, attempt_input)
     return attempt
 
 

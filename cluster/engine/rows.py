@@ -110,5 +110,5 @@ def load(
             if task.output == _SPILLED:
                 task.output = by_number[number + 2]
             execution.tasks[task.number] = task
-    reindex(execution)
+    reindex(execution, header.work)
     return execution

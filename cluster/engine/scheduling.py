@@ -1,103 +1,25 @@
-"""Which tasks come next: the walk over the plan, in work items that can wait for the next turn."""
+"""Which tasks come next: the walk over the plan."""
 
 from collections.abc import Callable
 
-from cluster.engine.effects import ContinueLater, PushTask
-from cluster.engine.ending import cancel_open_tasks, complete, fail
-from cluster.engine.model import NO_SCOPE, Task
+from cluster.engine.effects import PushTask
+from cluster.engine.ending import fail
+from cluster.engine.model import Task
 from cluster.engine.plan import Node, following
 from cluster.engine.retries import (
-    TimedOut,
     delay_s,
     jitter_ms,
     may_retry,
     next_attempt,
     total_timeout_reason,
 )
-from cluster.engine.step import TOP, Place, Step, TaskType, WorkflowFailed, place_of
+from cluster.engine.step import Place, Step, TaskType, WorkflowFailed, place_of
 from cluster.engine.transitions import (
     OPEN_TASK,
     UNSUCCESSFUL_TASK,
     TaskStatus,
     WorkflowStatus,
 )
-
-
-def run(step: Step) -> None:
-    """Take work items until none is left or this transition is large enough."""
-    execution = step.execution
-    header = execution.header
-    work = step.work
-    while work and header.status is WorkflowStatus.RUNNING:
-        if step.budget <= 0 or step.bytes_left <= 0:
-            break
-        kind, number, index = work.popleft()
-        scope = NO_SCOPE if kind == "start" else execution.tasks[number].scope
-        try:
-            match kind:
-                case "ended":
-                    on_ended(step, execution.tasks[number])
-                case "resume":
-                    task = execution.tasks[number]
-                    resume = step.types[task.type].resume
-                    assert resume is not None
-                    resume(step, task, index)
-                case "begin":
-                    begin_deferred(step, execution.tasks[number])
-                case "start":
-                    start(step)
-            if execution.release(scope):
-                _scope_done(step, scope)
-        except TimedOut as e:
-            fail(step, WorkflowStatus.TIMED_OUT, e.reason, e.task)
-        except WorkflowFailed as e:
-            fail(step, WorkflowStatus(e.status), e.reason)
-    if execution.is_terminal:
-        work.clear()
-        if execution.open and not cancel_open_tasks(step):
-            work.append(("cancel", 0, 0))
-    header.work = list(work)
-    if work and header.status is not WorkflowStatus.PAUSED:
-        step.effects.append(ContinueLater())
-
-
-def end_on_the_way(step: Step, task: Task) -> None:
-    """Complete a step that only shows the way, and schedule at once what it leads to."""
-    execution = step.execution
-    if execution.header.status is not WorkflowStatus.RUNNING:
-        step.finish(task, TaskStatus.COMPLETED)
-        return
-    step.close(task, TaskStatus.COMPLETED)
-    # Held as an open task still: its scope cannot be done before what follows is there.
-    on_ended(step, task)
-    if execution.release(task.scope):
-        _scope_done(step, task.scope)
-
-
-def begin_deferred(step: Step, task: Task) -> None:
-    """The turn of a task that stood back until its neighbours were scheduled."""
-    if task.status in OPEN_TASK:
-        step.types[task.type].begin(step, task, step.execution.node_of(task))
-
-
-def _scope_done(step: Step, scope: int) -> None:
-    if step.execution.is_terminal:
-        return
-    if scope == NO_SCOPE:
-        complete(step)
-    else:
-        loop_task = step.execution.tasks[scope]
-        if loop_task.status in OPEN_TASK:
-            step.later("resume", scope, 0, loop_task.scope)
-
-
-def start(step: Step) -> None:
-    """Schedule the first step of the definition."""
-    first = step.execution.plan.first
-    if first is None:
-        complete(step, reason="No tasks found to be executed")
-    else:
-        schedule(step, first, TOP)
 
 
 def schedule(step: Step, node: Node | None, place: Place) -> Task | None:
@@ -114,8 +36,6 @@ def schedule(step: Step, node: Node | None, place: Place) -> Task | None:
         return None
     task_type = step.types[node.type]
     task = step.new_task(node, place, type=task_type.shown_as, name=task_type.shown_as)
-    if task_type.resolves_input:
-        step.set_input(task, step.resolve_input(task, node))
     if task_type.deferred:
         step.later("begin", task.number, 0, task.scope)
     else:
@@ -137,12 +57,19 @@ def begin_mapped(
 def on_ended(step: Step, task: Task) -> None:
     """An attempt is over: retry it, forgive it, end the workflow, or go on behind it."""
     execution = step.execution
-    if task.status in OPEN_TASK or task.retried:
+    if task.status in OPEN_TASK or task.retried or task.executed:
         return
     node = execution.node_of(task)
+    if task.status in UNSUCCESSFUL_TASK:
+        if not _forgiven(step, task, node, step.types[task.type]):
+            return
+    advance(step, task, node)
+
+
+def advance(step: Step, task: Task, node: Node) -> None:
+    """Go on behind an attempt that is over for good."""
+    execution = step.execution
     task_type = step.types[task.type]
-    if task.status in UNSUCCESSFUL_TASK and not _forgiven(step, task, node, task_type):
-        return
     task.executed = True
     step.advanced.append(task)
     execution.touch(task)

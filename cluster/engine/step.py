@@ -10,7 +10,7 @@ from cluster.engine import payloads
 from cluster.engine.conditions import NotSimple, compile_condition
 from cluster.engine.effects import AcknowledgeTask, ArmTimer, Effect, RunScript
 from cluster.engine.expressions import compile_template
-from cluster.engine.model import NO_SCOPE, Execution, Task
+from cluster.engine.model import NO_SCOPE, SCANS, Execution, Task, WorkItem
 from cluster.engine.plan import Node
 from cluster.engine.transitions import OPEN_TASK, TaskStatus
 from cluster.engine.views import ExecutionRoot
@@ -130,7 +130,7 @@ class Step:
         self.effects: list[Effect] = []
         self.advanced: list[Task] = []
         """Tasks behind which the walk went on in this step."""
-        self.work: deque[tuple[str, int, int]] = deque(execution.header.work)
+        self.work: deque[WorkItem] = deque(execution.header.work)
         self.budget = surroundings.tasks_per_step_max
         self.bytes_left = surroundings.step_bytes_max
         self.root = ExecutionRoot(execution, surroundings.environment)
@@ -163,6 +163,16 @@ class Step:
 
     # -- the walk
 
+    @property
+    def is_full(self) -> bool:
+        """This transition is large enough; the rest is for the next one."""
+        return self.budget <= 0 or self.bytes_left <= 0
+
+    @property
+    def is_scanning(self) -> bool:
+        """A scan (revival.py) has yet to look at some tasks: nothing is done before it has."""
+        return any(kind in SCANS for kind, _, _ in self.work)
+
     def later(self, kind: str, number: int, index: int, scope: int) -> None:
         """Add a work item; its scope cannot finish before it is done."""
         self.work.append((kind, number, index))
@@ -173,7 +183,11 @@ class Step:
     def new_task(
         self, node: Node, place: Place, *, type: str | None = None, name: str | None = None
     ) -> Task:
-        """Create the first attempt of a step, SCHEDULED, without input."""
+        """Create the first attempt of a step, SCHEDULED, with its input.
+
+        The input is resolved before the task is there: inside a loop, a step that names itself
+        means the round before.
+        """
         header = self.execution.header
         if header.next_number > NUMBER_MAX:
             raise WorkflowFailed(f"A workflow can have at most {NUMBER_MAX} tasks")
@@ -198,6 +212,9 @@ class Step:
         header.next_number += 1
         header.next_seq += 1
         self.budget -= 1
+        if self.types[node.type].resolves_input:
+            task.input = payloads.dump_map(self.resolve_input(task, node))
+            self.bytes_left -= len(task.input)
         self.execution.add_task(task)
         return task
 

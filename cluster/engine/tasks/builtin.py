@@ -42,6 +42,10 @@ _TERMINATION = {
 
 def begin_terminate(step: Step, task: Task, node: Node) -> None:
     """End the workflow with a status, a reason and an output of its own."""
+    if any(kind == "begin" and not _ends(step, number) for kind, number, _ in step.work):
+        # What was scheduled beside it, and needs nobody, still runs.
+        step.later("begin", task.number, 0, task.scope)
+        return
     step.start(task)
     execution = step.execution
     value = execution.task_input(task)
@@ -106,6 +110,10 @@ def _become(step: Step, task: Task, node: Node) -> None:
         step.later("begin", task.number, 0, task.scope)
     else:
         task_type.begin(step, task, node)
+
+
+def _ends(step: Step, number: int) -> bool:
+    return step.execution.tasks[number].type == "TERMINATE"
 
 
 NOOP = TaskType(begin=begin_noop, resolves_input=False, deferred=True)

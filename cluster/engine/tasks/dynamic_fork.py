@@ -81,7 +81,7 @@ def schedule_branches(step: Step, task: Task, index: int) -> None:
             raise WorkflowFailed(
                 "No dynamic tasks could be created for the Workflow: "
                 f"{execution.header.name}.{execution.header.version}/{execution.id}, Dynamic Fork "
-                f"Task: {node.name}/{ref} attempted to create a duplicate task reference name: "
+                f"Task: {nodes[ref].name}/{ref} attempted to create a duplicate task reference name: "
                 f"{ref}"
             )
         schedule(step, nodes[ref], inside)
