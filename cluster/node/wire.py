@@ -33,7 +33,8 @@ _WITHOUT_RATE_LIMIT = frozenset(
         "DYNAMIC",
         "EVENT",
         "EXCLUSIVE_JOIN",
-        "FORK",
+        "FORK_JOIN",
+        "FORK_JOIN_DYNAMIC",
         "HUMAN",
         "INLINE",
         "JOIN",
@@ -48,7 +49,9 @@ _WITHOUT_RATE_LIMIT = frozenset(
         "WAIT",
     }
 )
-"""Types whose tasks show no rate limit, whatever their definition says."""
+"""Types of steps whose tasks show no rate limit, whatever their definition says."""
+_WITH_RESPONSE_TIMEOUT = frozenset({"SIMPLE", "DYNAMIC"})
+"""Types of steps whose tasks show their response timeout."""
 
 
 # -- workflows
@@ -377,9 +380,10 @@ def _identity(execution: Execution, task: Task) -> dict[str, Any]:
 def _step(node: Node, task: Task | None) -> dict[str, Any]:
     """What a step puts on each of its tasks; `task` is None for what holds for all of them."""
     definition = node.definition
-    limit = None if task is not None and task.type in _WITHOUT_RATE_LIMIT else definition
+    limit = None if node.type in _WITHOUT_RATE_LIMIT else definition
+    timeout = definition if node.type in _WITH_RESPONSE_TIMEOUT else None
     body: dict[str, Any] = {
-        "responseTimeoutSeconds": 0 if definition is None else definition.response_timeout_seconds,
+        "responseTimeoutSeconds": 0 if timeout is None else timeout.response_timeout_seconds,
         "rateLimitPerFrequency": 0 if limit is None else limit.rate_limit_per_frequency,
         "rateLimitFrequencyInSeconds": 0
         if limit is None

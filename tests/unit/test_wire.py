@@ -299,3 +299,23 @@ def test_fragments_are_kept_within_their_limit() -> None:
         items.item(a_run(plan, a_task()), 1)
     assert items.fragment("hash0/p") == wire.COMMON_FRAGMENT
     assert b"workflowTask" in items.fragment("hash19/p")
+
+
+@pytest.mark.parametrize(
+    ("step", "timeout_s", "window_s"),
+    [
+        ({}, 77, 1),
+        ({"type": "DYNAMIC", "dynamicTaskNameParam": "t"}, 77, 0),
+        ({"type": "OF_MINE"}, 0, 1),
+        ({"type": "INLINE"}, 0, 0),
+        ({"type": "DO_WHILE", "loopCondition": "true"}, 0, 1),
+    ],
+)
+def test_limits_are_shown_by_the_type_of_the_step(
+    step: dict[str, Any], timeout_s: int, window_s: int
+) -> None:
+    task = a_task()
+    run = a_run(a_plan(task_def={"responseTimeoutSeconds": 77}, **step), task)
+    shown = orjson.loads(wire.task_json(run, task))
+    assert shown["responseTimeoutSeconds"] == timeout_s
+    assert shown["rateLimitFrequencyInSeconds"] == window_s
