@@ -54,6 +54,31 @@ def begin_mapped(
         raise
 
 
+def end_on_the_way(step: Step, task: Task) -> None:
+    """Complete a step that only shows the way, and schedule at once what it leads to."""
+    execution = step.execution
+    if (
+        execution.header.status is not WorkflowStatus.RUNNING
+        or step.is_full
+        or step.depth >= _DEPTH_MAX
+    ):
+        step.finish(task, TaskStatus.COMPLETED)
+        return
+    step.close(task, TaskStatus.COMPLETED)
+    # Held as an open task still: its scope cannot be done before what follows is there.
+    step.depth += 1
+    on_ended(step, task)
+    step.depth -= 1
+    if execution.pending.get(task.scope) == 1:
+        # Nothing followed. The turn finds that this scope is done when it takes this item.
+        step.later("ended", task.number, 0, task.scope)
+    execution.release(task.scope)
+
+
+_DEPTH_MAX = 20
+"""Steps in a row that are passed within each other: Python's stack is not endless."""
+
+
 def on_ended(step: Step, task: Task) -> None:
     """An attempt is over: retry it, forgive it, end the workflow, or go on behind it."""
     execution = step.execution

@@ -107,6 +107,7 @@ class Step:
         "at_ms",
         "budget",
         "bytes_left",
+        "depth",
         "effects",
         "execution",
         "root",
@@ -132,6 +133,8 @@ class Step:
         """Tasks behind which the walk went on in this step."""
         self.work: deque[WorkItem] = deque(execution.header.work)
         self.budget = surroundings.tasks_per_step_max
+        self.depth = 0
+        """How many steps are just being passed within each other (scheduling.end_on_the_way)."""
         self.bytes_left = surroundings.step_bytes_max
         self.root = ExecutionRoot(execution, surroundings.environment)
 
