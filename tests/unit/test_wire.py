@@ -111,6 +111,7 @@ def test_a_child_that_failed_names_its_parent_and_its_failed_tasks() -> None:
         parent_number=0x1F,
         reason="why",
         end_ms=900,
+        shows_failures=True,
     )
     shown = orjson.loads(wire.workflow_json(run, include_tasks=True))
     assert shown["parentWorkflowId"] == "01970000-0000-8000-8000-000000200000"
