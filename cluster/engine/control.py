@@ -110,7 +110,9 @@ def check_restart(execution: Execution, plan: Plan) -> None:
     """Conflict or NotFound: the run may not be restarted with this definition."""
     must_have_ended(execution, "restart")
     if not plan.definition.restartable and execution.header.status is WorkflowStatus.COMPLETED:
-        raise NotFound(f"Workflow: {short_name(execution)} is non-restartable")
+        raise NotFound(
+            f"Workflow: {short_name(execution)}.{execution.header.status} is non-restartable"
+        )
 
 
 def rerun(step: Step, event: Rerun) -> None:
@@ -136,7 +138,8 @@ def must_have_ended(execution: Execution, verb: str) -> None:
     """Conflict: the run is still open."""
     if not execution.is_terminal:
         raise Conflict(
-            f"Workflow: {short_name(execution)} is not in terminal state, unable to {verb}."
+            f"Workflow: {short_name(execution)}.{execution.header.status} is not in terminal state,"
+            f" unable to {verb}."
         )
 
 
@@ -385,8 +388,8 @@ def skip(step: Step, event: TaskSkipped) -> None:
     execution = step.execution
     if execution.header.status is not WorkflowStatus.RUNNING:
         raise Conflict(
-            f"Workflow {execution.id} is not running so the task referenced by {event.ref} "
-            "cannot be skipped."
+            f"The workflow {execution.id} is not running so the task referenced by {event.ref} "
+            "cannot be skipped"
         )
     node = execution.plan.nodes.get(event.ref)
     if node is None:

@@ -403,7 +403,7 @@ class Router:
         if archive:
             if not execution.is_terminal:
                 raise InvalidRequest(
-                    f"Cannot archive workflow: {control.short_name(execution)} with status: "
+                    f"Cannot archive workflow: {execution.id} with status: "
                     f"{execution.header.status}"
                 )
             return
