@@ -118,12 +118,10 @@ def outcome(
 
 
 def refused(answer: Answer) -> Json:
-    """Status and texts of an error."""
-    errors = answer.body.get("validationErrors") or []
-    return {
-        "refused": answer.status,
-        "texts": sorted(error["message"] for error in errors) or [answer.message],
-    }
+    """Status and texts of an error. A Java error that came often has no text any more."""
+    errors = answer.body.get("validationErrors") or [answer.body]
+    texts = sorted(error.get("message", "") for error in errors)
+    return {"refused": answer.status, "texts": texts}
 
 
 def task_named(observed: Json, reference: str) -> Json:

@@ -143,11 +143,20 @@ def a_bad_time_from_the_input_is_a_terminal_error(server: Server) -> Json:
     return run
 
 
-@rule(193)
-def a_bad_duration_from_the_input_refuses_the_start(server: Server) -> Json:
+@rule(
+    193,
+    difference="a bad duration fails the task as a bad time does; the real server answers the "
+    "call that came to it with 400",
+)
+def a_bad_duration_from_the_input_is_a_terminal_error(server: Server) -> Json:
     given = {"duration": "${workflow.input.d}"}
     seen = outcome(server, [step("WAIT", "w", given), LAST], {"d": "abc"})
-    assert seen["refused"] == 400
+    if server.is_ours:
+        assert seen["status"] == "FAILED"
+        assert seen["tasks"][0]["status"] == "FAILED_WITH_TERMINAL_ERROR"
+        assert "abc" in seen["reasonForIncompletion"]
+    else:
+        assert seen == {"refused": 400, "texts": ["Not valid duration: abc"]}
     return seen
 
 
