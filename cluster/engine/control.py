@@ -32,7 +32,7 @@ from cluster.engine.revival import (
     reset,
     wanted_again,
 )
-from cluster.engine.scheduling import push
+from cluster.engine.scheduling import push, tell_joins
 from cluster.engine.step import Step
 from cluster.engine.transitions import (
     OPEN_TASK,
@@ -156,7 +156,6 @@ def _start_over(step: Step) -> None:
     execution.set_output(payloads.EMPTY)
     execution.set_task_defs(payloads.EMPTY)
     header.next_seq = 1
-    header.restarts += 1
     step.later("start", 0, 0, 0)
 
 
@@ -168,7 +167,7 @@ def _rerun_from(step: Step, target: Task, task_input: bytes | None) -> None:
     header.shows_failures = False
     rounds_cut = _forget_later(step, target)
     node = execution.node_of(target)
-    if task_input is not None:
+    if task_input is not None and target.type != "SUB_WORKFLOW":
         execution.set_task_input(target, task_input)
     elif node.type in ("FORK_JOIN_DYNAMIC", "SWITCH", "DECISION"):
         # They have written into their input what they found there.
@@ -193,6 +192,11 @@ def _forget_later(step: Step, target: Task) -> set[int]:
             cut.add(task.scope)
             execution.dynamic.pop(task.number, None)
             execution.remove_task(task)
+            before = execution.tasks.get(task.retried_number)
+            if before is not None:
+                # Its later attempt is gone: it is the last one again.
+                before.retried = False
+                execution.touch(before)
     execution.dynamic.pop(target.number, None)
     execution.header.next_seq = 1 + max(task.seq for task in execution.tasks.values())
     return cut
@@ -376,6 +380,7 @@ def _reopen(step: Step) -> None:
     header.failed_number = 0
     header.failure_workflow = ""
     header.terminated_output = False
+    header.revivals += 1
     header.last_retried_ms = step.at_ms
     header.due_ms = 0
 
@@ -420,6 +425,7 @@ def skip(step: Step, event: TaskSkipped) -> None:
     )
     header.next_number += 1
     execution.add_task(task)
+    tell_joins(step, task)
 
 
 def reset_callbacks(step: Step) -> None:

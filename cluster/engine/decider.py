@@ -320,6 +320,7 @@ def on_script(step: Step, event: ScriptEvaluated) -> None:
 def on_sub_workflow_resolved(step: Step, event: SubWorkflowResolved) -> None:
     task = open_task(step, event.number)
     if task is not None and task.token == event.token and task.status is TaskStatus.SCHEDULED:
+        step.execution.scripts.discard(task.number)
         sub_workflow.on_resolved(step, task, event)
 
 
@@ -327,11 +328,9 @@ def on_task_defs_frozen(step: Step, event: TaskDefsFrozen) -> None:
     task = open_task(step, event.number)
     if task is None or task.token != event.token:
         return
-    execution = step.execution
-    if event.definitions:
-        frozen = {**execution.frozen_task_defs(), **event.definitions}
-        execution.set_task_defs(payloads.dump(frozen))
-    node = execution.node_of(task)
+    step.execution.scripts.discard(task.number)
+    step.keep_definitions(event.definitions)
+    node = step.execution.node_of(task)
     on_definitions = step.types[node.type].on_definitions
     assert on_definitions is not None
     task.token += 1
@@ -364,7 +363,7 @@ def on_failure_workflow_resolved(step: Step, event: FailureWorkflowResolved) -> 
         )
         execution.set_output(payloads.dump(output))
         return
-    origin = f"{execution.id}/failure/{header.restarts}/{header.last_retried_ms}"
+    origin = f"{execution.id}/failure/{header.revivals}"
     run_id = derived_workflow_id(at_ms=step.at_ms, slot=slot_of(execution.id), origin=origin)
     value = {
         **execution.workflow_input(),

@@ -8,7 +8,13 @@ import msgspec
 
 from cluster.engine import payloads
 from cluster.engine.conditions import NotSimple, compile_condition
-from cluster.engine.effects import AcknowledgeTask, ArmTimer, Effect, RunScript
+from cluster.engine.effects import (
+    AcknowledgeTask,
+    ArmTimer,
+    Effect,
+    FreezeTaskDefs,
+    RunScript,
+)
 from cluster.engine.expressions import compile_template
 from cluster.engine.model import NO_SCOPE, SCANS, Execution, Task, WorkItem
 from cluster.engine.plan import Node
@@ -21,6 +27,10 @@ def _nobody_polls(task_type: str, domain: str, at_ms: int) -> bool:
     return False
 
 
+def _knows_none(names: tuple[str, ...]) -> dict[str, Any] | None:
+    return None
+
+
 class Surroundings(msgspec.Struct, frozen=True):
     """What the engine may know of the process it runs in; the same for all executions."""
 
@@ -28,6 +38,8 @@ class Surroundings(msgspec.Struct, frozen=True):
     """What `${workflow.env.NAME}` resolves to."""
     is_polled: Callable[[str, str, int], bool] = _nobody_polls
     """Whether a worker asked for (task type, domain) within the last seconds before a time."""
+    task_definitions: Callable[[tuple[str, ...]], dict[str, Any] | None] = _knows_none
+    """The registered ones among some names, as JSON; None where that takes a look into a store."""
     tasks_per_step_max: int = 200
     """New or ended tasks per transition; the rest is a continuation."""
     step_bytes_max: int = 128 * 1024
@@ -156,13 +168,40 @@ class Step:
                     return Outcome(closure(value))
                 except NotSimple:
                     pass
-        task.token += 1
-        self.execution.touch(task)
-        self.execution.scripts.add(task.number)
+        self.ask(task)
         self.effects.append(
             RunScript(task.number, task.token, language, source, payloads.dump_map(value))
         )
         return None
+
+    def ask(self, task: Task) -> None:
+        """Note that a task waits for an answer from outside, under a new token.
+
+        Callers that set it going are answered when the answer has come (rule 44).
+        """
+        task.token += 1
+        self.execution.touch(task)
+        self.execution.scripts.add(task.number)
+
+    def freeze(self, task: Task, names: tuple[str, ...]) -> bool:
+        """Freeze registered task definitions for steps made at run time.
+
+        False: they have to be looked up; the task type's `on_definitions` is called then.
+        """
+        found = self.surroundings.task_definitions(names)
+        if found is None:
+            self.ask(task)
+            self.effects.append(FreezeTaskDefs(task.number, task.token, names))
+            return False
+        self.keep_definitions(found)
+        return True
+
+    def keep_definitions(self, found: dict[str, Any]) -> None:
+        """Add frozen task definitions to those of this run."""
+        if found:
+            execution = self.execution
+            frozen = {**execution.frozen_task_defs(), **found}
+            execution.set_task_defs(payloads.dump(frozen))
 
     # -- the walk
 

@@ -249,7 +249,7 @@ class Node:
             metrics=self.metrics,
             send=self._dispatcher.send,
             queue_item=self._queue_item,
-            run_json=lambda execution: wire.workflow_json(execution, include_tasks=True),
+            run_json=wire.failed_run_json,
         )
         self._dispatcher.shards = self._shards
         self._timers.shards = tuple(self._shards.epochs)
@@ -302,6 +302,7 @@ class Node:
     async def serving(self, listening: socket.socket) -> AsyncIterator[None]:
         """Serve requests that come in on a socket until the context is left."""
         await self._limits.load()
+        await self._metadata.read_task_defs()
         runner = web.ServerRunner(
             self._edge.server(), shutdown_timeout=self._settings.shutdown_timeout_ms / 1000
         )
@@ -418,6 +419,7 @@ class Node:
         return Surroundings(
             environment=settings.environment,
             is_polled=self._is_polled,
+            task_definitions=self._metadata.task_defs_at_hand,
             open_tasks_max=settings.open_tasks_max,
             payload_bytes_max=settings.workflow_payload_bytes_max,
             task_output_bytes_max=settings.task_output_bytes_max,

@@ -72,6 +72,7 @@ class Metadata:
         self._cache: OrderedDict[tuple[str, int | None], Resolved] = OrderedDict()
         self._cache_bytes = 0
         self._changes = 0
+        self._task_defs: dict[str, Json] | None = None
         self._loading: WeakValueDictionary[tuple[str, int | None], asyncio.Lock] = (
             WeakValueDictionary()
         )
@@ -222,9 +223,22 @@ class Metadata:
     async def remove_task_def(self, name: str) -> None:
         """NotFound: there is none."""
         removed = await self._store.remove(TASK, name, TASK_DEF_VERSION)
+        if self._task_defs is not None:
+            self._task_defs.pop(name, None)
         self._forget()
         if not removed:
             raise NotFound("No such task definition")
+
+    async def read_task_defs(self) -> None:
+        """Have all registered task definitions in memory from now on."""
+        found = await self._store.definitions(TASK, None)
+        self._task_defs = {one.name: payloads.load(one.body) for one in found}
+
+    def task_defs_at_hand(self, names: tuple[str, ...]) -> dict[str, Json] | None:
+        """What `registered_task_defs` would return, without a look into the store; None before
+        `read_task_defs`."""
+        known = self._task_defs
+        return None if known is None else {name: known[name] for name in names if name in known}
 
     async def registered_task_defs(self, names: Iterable[str]) -> dict[str, Json]:
         """The registered ones among `names`, parsed: what dynamic steps freeze at run time."""
@@ -348,10 +362,14 @@ class Metadata:
         expected_revision: int | None,
     ) -> None:
         body = payloads.dump(definition)
+        known, self._task_defs = self._task_defs, None
         try:
             await self._store.put(
                 kind, name, version, body, at_ms=now_ms, expected_revision=expected_revision
             )
+            if known is not None and kind == TASK:
+                known[name] = definition
+            self._task_defs = known
         finally:
             # Also after a fault: the write may have been done all the same.
             self._forget()

@@ -198,7 +198,7 @@ class Router:
 
     async def view(self, workflow_id: WorkflowId) -> Execution:
         """The committed state; to be used before the caller's next await. NotFound."""
-        return await self._shards.view(workflow_id)
+        return await self._shards.read(workflow_id)
 
     async def wait_until(
         self, workflow_id: WorkflowId, predicate: Callable[[Execution], bool], timeout_ms: int

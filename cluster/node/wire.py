@@ -57,7 +57,16 @@ _WITH_RESPONSE_TIMEOUT = frozenset({"SIMPLE", "DYNAMIC"})
 # -- workflows
 
 
-def workflow_json(execution: Execution, *, include_tasks: bool, now_ms: int = 0) -> bytes:
+def failed_run_json(execution: Execution) -> bytes:
+    """A failed run as its failure workflow gets it: without the note of that very start."""
+    output = dict(execution.workflow_output())
+    output.pop("conductor.failure_workflow", None)
+    return workflow_json(execution, include_tasks=True, output=payloads.dump_map(output))
+
+
+def workflow_json(
+    execution: Execution, *, include_tasks: bool, now_ms: int = 0, output: bytes | None = None
+) -> bytes:
     """A whole run; `tasks` is empty without `include_tasks`. `now_ms` is for waiting times."""
     header = execution.header
     failed_refs, failed_tasks = failed_names(execution)
@@ -72,7 +81,7 @@ def workflow_json(execution: Execution, *, include_tasks: bool, now_ms: int = 0)
         if include_tasks
         else _EMPTY_LIST,
         "input": _Fragment(execution.input),
-        "output": _Fragment(execution.output),
+        "output": _Fragment(execution.output if output is None else output),
         "taskToDomain": header.task_to_domain or _EMPTY_MAP,
         "failedReferenceTaskNames": failed_refs,
         "workflowDefinition": _Fragment(execution.plan.body),

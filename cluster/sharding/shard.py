@@ -250,6 +250,17 @@ class Shards:
                 return execution
             await self._log.committed(execution.last_entry)
 
+    async def read(self, workflow_id: WorkflowId) -> Execution:
+        """`view` for those who want to see how a run ended: with its failure workflow, if that
+        can be told within a moment."""
+        execution = await self.view(workflow_id)
+        if execution.header.failure_workflow == "?":
+            await self.wait_until(
+                workflow_id, lambda execution: execution.header.failure_workflow != "?", 1_000
+            )
+            execution = await self.view(workflow_id)
+        return execution
+
     async def wait_until(
         self, workflow_id: WorkflowId, predicate: Callable[[Execution], bool], timeout_ms: int
     ) -> bool:

@@ -1,7 +1,6 @@
 """The small ones: NOOP, SET_VARIABLE, TERMINATE, DYNAMIC."""
 
 from cluster.engine import payloads
-from cluster.engine.effects import FreezeTaskDefs
 from cluster.engine.ending import end_by_terminate_task
 from cluster.engine.expressions import to_text
 from cluster.engine.model import Task
@@ -83,11 +82,10 @@ def begin_dynamic(step: Step, task: Task, node: Node) -> None:
         )
     name = to_text(given)
     task.name = name
-    if node.definition is None and name not in step.execution.frozen_task_defs():
-        task.token += 1
-        step.effects.append(FreezeTaskDefs(task.number, task.token, (name,)))
-    else:
+    if node.definition is not None or name in step.execution.frozen_task_defs():
         _become(step, task, node)
+    elif step.freeze(task, (name,)):
+        on_definitions(step, task, node)
 
 
 def on_definitions(step: Step, task: Task, node: Node) -> None:

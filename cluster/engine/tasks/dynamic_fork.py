@@ -3,7 +3,6 @@
 from typing import Any
 
 from cluster.engine.definitions import WorkflowTask, parse_workflow_task
-from cluster.engine.effects import FreezeTaskDefs
 from cluster.engine.expressions import to_text
 from cluster.engine.model import Execution, Task
 from cluster.engine.plan import Node, dynamic_nodes
@@ -24,11 +23,10 @@ def begin(step: Step, task: Task, node: Node) -> None:
         raise WorkflowFailed(NOT_FOLLOWED_BY_JOIN)
     step.start(task)
     names = _names_to_freeze(step, branches)
-    if names:
-        task.token += 1
-        step.effects.append(FreezeTaskDefs(task.number, task.token, tuple(names)))
-    else:
+    if not names:
         _fork(step, task, branches)
+    elif step.freeze(task, tuple(names)):
+        on_definitions(step, task, node)
 
 
 def on_definitions(step: Step, task: Task, node: Node) -> None:
@@ -142,8 +140,6 @@ def _listed_tasks(node: Node, value: dict[str, Any]) -> list[dict[str, Any]]:
         f"Input '{param}' is invalid. Cannot deserialize a list of Workflow Tasks from "
         f"'{to_text(tasks)}'"
     )
-    if isinstance(tasks, dict):
-        tasks = [tasks]
     if not isinstance(tasks, list):
         raise bad
     for branch in tasks:
@@ -170,17 +166,18 @@ def _legacy_tasks(node: Node, value: dict[str, Any]) -> list[dict[str, Any]]:
     tasks = listed.get("dynamicTasks") if isinstance(listed, dict) else listed
     if not isinstance(tasks, list):
         tasks = []
-    return [
-        _with_input(
-            {
-                "name": branch.get("taskName"),
-                "taskReferenceName": branch.get("referenceName"),
-                "type": branch.get("type") or "SIMPLE",
-            },
-            branch.get("input"),
-        )
-        for branch in tasks
-    ]
+    return [_with_input(_legacy_task(branch), branch.get("input")) for branch in tasks]
+
+
+def _legacy_task(branch: dict[str, Any]) -> dict[str, Any]:
+    task = {
+        "name": branch.get("taskName"),
+        "taskReferenceName": branch.get("referenceName"),
+        "type": branch.get("type") or "SIMPLE",
+    }
+    if task["type"] == "SUB_WORKFLOW" and branch.get("workflowName"):
+        task["subWorkflowParam"] = {"name": branch["workflowName"]}
+    return task
 
 
 def _same_task(

@@ -41,7 +41,11 @@ def begin(step: Step, task: Task, node: Node) -> None:
         reason = f"priority MUST be between 0 and {PRIORITY_MAX} (inclusive)"
         step.finish(task, TaskStatus.FAILED, reason)
         return
-    task.token += 1
+    if not value["subWorkflowName"] and definition is None:
+        reason = "Workflow name must be specified when searching for a definition"
+        step.finish(task, TaskStatus.FAILED, reason)
+        return
+    step.ask(task)
     version = value.get("subWorkflowVersion")
     step.effects.append(
         ResolveSubWorkflow(
