@@ -1,21 +1,16 @@
 """Hostile and broken requests to a served node: a 4xx that says why, and nothing changed."""
 
 import gzip
-import re
-import socket
-import subprocess
-import sys
 import tempfile
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import httpx
 import orjson
 import pytest
+
+from tests.support.served import Server, serving
 
 UUID_OF_OTHERS = "9c2fe0a8-8cf5-44e0-8ac6-cda6a9a9b1a1"
 UNKNOWN_WORKFLOW = "01970000-0000-8000-8000-000000100000"
@@ -35,71 +30,6 @@ NO_IDS = [
     "\N{SNOWMAN}" * 36,
     "a" * 2000,
 ]
-
-
-class Server:
-    def __init__(self, url: str, log: list[str], client: httpx.Client) -> None:
-        self.url, self.log, self.client = url, log, client
-
-    def call(self, method: str, path: str, **options: Any) -> httpx.Response:
-        return self.client.request(method, self.url + path, **options)
-
-    def json(self, method: str, path: str, **options: Any) -> Any:
-        response = self.call(method, path, **options)
-        assert response.is_success, response.text
-        return response.json() if response.content else None
-
-    def raw(self, request: bytes, *, hang_up: bool = False) -> bytes:
-        """Send bytes that need not be HTTP; returns all that comes until the server hangs up."""
-        host, port = self.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=10) as connection:
-            connection.sendall(request)
-            if hang_up:
-                connection.shutdown(socket.SHUT_WR)
-            answer = b""
-            while part := connection.recv(65536):
-                answer += part
-            return answer
-
-    def refused(self, method: str, path: str, status: int, **options: Any) -> str:
-        """The message of a refusal, whose shape is Conductor's."""
-        response = self.call(method, path, **options)
-        assert response.status_code == status, (response.status_code, response.text[:500])
-        body = response.json()
-        assert body["status"] == status
-        assert body["retryable"] is False
-        assert "Traceback" not in response.text
-        return str(body["message"])
-
-
-@contextmanager
-def serving(data: Path) -> Iterator[Server]:
-    """`podium serve` on a free port; what it logs is gathered."""
-    podium = Path(sys.executable).parent / "podium"
-    process = subprocess.Popen(
-        [str(podium), "serve", "--port", "0", "--data", str(data)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    log: list[str] = []
-    assert process.stdout is not None
-    assert process.stderr is not None
-    reader = threading.Thread(target=log.extend, args=(process.stderr,))
-    reader.start()
-    try:
-        line = process.stdout.readline()
-        found = re.search(r"listening on (http://\S+)", line)
-        assert found, f"{line}\n{''.join(log)}"
-        with httpx.Client(timeout=30, trust_env=False) as client:
-            yield Server(found[1], log, client)
-    finally:
-        process.terminate()
-        process.wait(30)
-        reader.join()
-        process.stdout.close()
-        process.stderr.close()
-    assert process.returncode == 0
 
 
 @pytest.fixture(scope="module")
