@@ -11,6 +11,7 @@ import msgspec
 from cluster.clock import Clock
 from cluster.errors import Fenced
 from cluster.ids import WorkflowId
+from cluster.logs import get_log
 from cluster.sharding.commit_log import Transition
 from cluster.sharding.insist import insist
 from cluster.store.ports import (
@@ -23,6 +24,8 @@ from cluster.store.ports import (
     revision_of,
     segment_of,
 )
+
+log = get_log(__name__)
 
 _BATCH_ROWS = 2_000
 _BATCH_BYTES = 1 << 20
@@ -226,6 +229,7 @@ class Checkpoint:
             upto = self._added
             self._writing_bytes = merged.size
             self._is_full.clear()
+            log.debug("checkpoint begins", upto=upto, workflows=len(merged.workflows))
             try:
                 await write_merged(
                     merged,
@@ -243,6 +247,7 @@ class Checkpoint:
                 self._writing_bytes = 0
             self.written = upto
             await self._truncate(segment_of(upto + 1))
+            log.debug("checkpoint ended", upto=upto)
 
     async def _truncate(self, segment: int) -> None:
         if segment <= self._first_segment:

@@ -10,10 +10,14 @@ from functools import partial
 from cluster.clock import Clock
 from cluster.errors import StoreFault
 from cluster.ids import ShardId
+from cluster.logs import get_log
 from cluster.sharding.checkpoint import Describe, MergedRows, write_merged
 from cluster.sharding.commit_log import decode_entry
 from cluster.sharding.insist import insist
 from cluster.store.ports import LogId, ShardRow, Stores, first_position
+
+# `log` means a commit log in this module.
+_lines = get_log(__name__)
 
 _READ_BYTES = 512 * 1024
 """Read and decoded in one go, about 2 ms of the event loop."""
@@ -113,6 +117,7 @@ async def _replay(
     first_segment, valid_to = await _seal(stores, log, clock, deadline_ms)
     position = first_position(first_segment) - 1
     merged = MergedRows()
+    _lines.info("replay begins", log=log, after=position, upto=valid_to)
     while position < valid_to:
         entries = await insist(
             partial(stores.logs.read, log, after=position, upto=valid_to, bytes_max=_READ_BYTES),
@@ -132,6 +137,7 @@ async def _replay(
         if merged.size >= _WRITTEN_BYTES or position == valid_to:
             await write_merged(merged, stores, describe, clock=clock, deadline_ms=deadline_ms)
             merged = MergedRows()
+    _lines.info("replay ended", log=log)
 
 
 async def _seal(stores: Stores, log: LogId, clock: Clock, deadline_ms: int) -> tuple[int, int]:
