@@ -126,6 +126,8 @@ def test_health_version_and_metrics(tmp_path: Path) -> None:
         assert metrics.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         for line in (
             'task_poll_total{taskType="life_a"} 1.0',
+            'workflow_start_success_total{ownerApp="",version="",workflowName="life"} 1.0',
+            'workflow_execution_seconds_count{ownerApp="",workflowName="life"} 1.0',
             'task_poll_count_total{domain="null",taskType="life_a"} 1.0',
             'http_requests_total{method="POST",route="/api/tasks",status="200"} 1.0',
             "shard_owned 256.0",

@@ -10,7 +10,7 @@ from cluster.engine.events import (
     Terminated,
     TimerFired,
 )
-from cluster.errors import InvalidRequest, NotFound, Violation
+from cluster.errors import ClusterError, InvalidRequest, NotFound, Violation
 from cluster.ids import TaskId, WorkflowId, parse_task_id, parse_workflow_id
 from cluster.node import wire
 from cluster.node.api.bodies import (
@@ -91,7 +91,7 @@ class WorkflowApi:
         request = start_request(
             read(_START, call.body), method="startWorkflow", input_bytes_max=self._input_bytes_max
         )
-        return plain(await self._start(request))
+        return plain(await self._start_named_in_body(request))
 
     async def start_by_name(self, call: Call) -> Answer:
         name, version = call.path["name"], call.optional_integer("version")
@@ -107,7 +107,7 @@ class WorkflowApi:
             correlation_id=call.text("correlationId"),
             priority=priority,
         )
-        return plain(await self._router.start(request))
+        return plain(await self._start(request))
 
     async def execute(self, call: Call) -> Answer:
         strategy = strategy_of(call.text("returnStrategy"))
@@ -123,7 +123,7 @@ class WorkflowApi:
             # Here, as for sub-workflows, version 0 means the latest.
             named=(call.path["name"], version or None),
         )
-        workflow_id = await self._start(request)
+        workflow_id = await self._start_named_in_body(request)
         stop = await wait_for_stop(self._services, workflow_id, refs=refs, timeout_ms=wait_s * 1000)
         return await stop_answer(
             self._services,
@@ -134,9 +134,22 @@ class WorkflowApi:
         )
 
     async def _start(self, request: StartWorkflow) -> WorkflowId:
+        metrics, name = self._services.metrics, request.name
         try:
-            return await self._router.start(request)
+            workflow_id = await self._router.start(request)
+        except ClusterError:
+            metrics.workflow_start_error.of(name, "").inc()
+            raise
+        # The version that was asked for; "" is the latest.
+        version = "" if request.version is None else str(request.version)
+        metrics.workflow_start_success.of(name, version, "").inc()
+        return workflow_id
+
+    async def _start_named_in_body(self, request: StartWorkflow) -> WorkflowId:
+        try:
+            return await self._start(request)
         except NoSuchWorkflow as error:
+            # Conductor words it differently there.
             raise NotFound(error.start_message) from error
 
     # -- read
