@@ -79,8 +79,8 @@ def schedule_branches(step: Step, task: Task, index: int) -> None:
             raise WorkflowFailed(
                 "No dynamic tasks could be created for the Workflow: "
                 f"{execution.header.name}.{execution.header.version}/{execution.id}, Dynamic Fork "
-                f"Task: {nodes[ref].name}/{ref} attempted to create a duplicate task reference name: "
-                f"{ref}"
+                f"Task: {nodes[ref].name}/{ref} attempted to create a duplicate task reference "
+                f"name: {ref}"
             )
         schedule(step, nodes[ref], inside)
         index += 1
@@ -166,18 +166,17 @@ def _legacy_tasks(node: Node, value: dict[str, Any]) -> list[dict[str, Any]]:
     tasks = listed.get("dynamicTasks") if isinstance(listed, dict) else listed
     if not isinstance(tasks, list):
         tasks = []
-    return [_with_input(_legacy_task(branch), branch.get("input")) for branch in tasks]
-
-
-def _legacy_task(branch: dict[str, Any]) -> dict[str, Any]:
-    task = {
-        "name": branch.get("taskName"),
-        "taskReferenceName": branch.get("referenceName"),
-        "type": branch.get("type") or "SIMPLE",
-    }
-    if task["type"] == "SUB_WORKFLOW" and branch.get("workflowName"):
-        task["subWorkflowParam"] = {"name": branch["workflowName"]}
-    return task
+    return [
+        _with_input(
+            {
+                "name": branch.get("taskName"),
+                "taskReferenceName": branch.get("referenceName"),
+                "type": branch.get("type") or "SIMPLE",
+            },
+            branch.get("input"),
+        )
+        for branch in tasks
+    ]
 
 
 def _same_task(

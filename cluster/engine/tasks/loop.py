@@ -92,8 +92,8 @@ def on_condition(step: Step, task: Task, node: Node, outcome: Outcome) -> None:
 
 
 def is_true(value: Any) -> bool:
-    """What another round follows: true, and numbers but 0 and NaN; no text, no object."""
-    return isinstance(value, int | float) and bool(value) and value == value
+    """What another round follows: true, and numbers above zero; no text, no object."""
+    return isinstance(value, int | float) and value > 0
 
 
 def _go_on(step: Step, task: Task, node: Node, another: bool) -> None:
