@@ -134,6 +134,20 @@ def an_inline_definition_names_the_child(server: Server) -> Json:
     return [task["inputData"], child["input"], run["workflowDefinition"]["tasks"][0]]
 
 
+@rule(180)
+def metadata_given_by_the_user_are_kept(server: Server) -> Json:
+    params = {"name": "ignored", "version": 9, "workflowDefinition": DEFINITION}
+    seen = []
+    for given in ({"x": 1}, {"dynamic": False}, "text"):
+        tasks = [sub_workflow("s", {"n": 1, "_systemMetadata": given}, **params)]
+        run = server.ended(server.launch(tasks))
+        seen.append([run["status"], statuses(run)])
+        if run["status"] == "COMPLETED":
+            seen[-1].append(child_of(server, run)["input"])
+    assert seen[0][2]["_systemMetadata"]["dynamic"] is True
+    return seen
+
+
 @rule(177, 180)
 def a_definition_may_be_an_expression(server: Server) -> Json:
     params = {"name": "~any", "workflowDefinition": "${workflow.input.d}"}
