@@ -37,7 +37,7 @@ def fail(step: Step, status: WorkflowStatus, reason: str, task: Task | None = No
     if task is not None:
         header.failed_number = task.number
     _end(step, status, reason)
-    _compensate(step)
+    compensate(step)
 
 
 def end_by_terminate_task(
@@ -52,7 +52,7 @@ def end_by_terminate_task(
         header.failed_number = task.number
     _end(step, status, reason)
     if status is not WorkflowStatus.COMPLETED:
-        _compensate(step)
+        compensate(step)
 
 
 def terminate(step: Step, reason: str) -> None:
@@ -141,7 +141,8 @@ def terminate_child(step: Step, task: Task) -> None:
         step.effects.append(Tell(task.sub_workflow_id, event))
 
 
-def _compensate(step: Step) -> None:
+def compensate(step: Step) -> None:
+    """Have the failure workflow looked up, if the definition names one."""
     execution = step.execution
     definition = execution.plan.definition
     name = definition.failure_workflow

@@ -128,7 +128,8 @@ class Header(msgspec.Struct, array_like=True):
     terminated_output: bool = False
     """Its output came from a TERMINATE task, so the definition's outputParameters do not apply."""
     external_input: str | None = None
-    restarts: int = 0
+    revivals: int = 0
+    """Counts how often it went on after its end; each time has a failure workflow of its own."""
     shows_failures: bool = False
     """It ended once: from then on the names of failed tasks are shown, until it starts over."""
 

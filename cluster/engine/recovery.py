@@ -1,6 +1,7 @@
 """What a new owner asks for again: every effect follows from the saved state."""
 
-from cluster.engine.effects import HoldTask, PushTask, ResolveFailureWorkflow
+from cluster.engine.effects import HoldTask, PushTask
+from cluster.engine.ending import compensate
 from cluster.engine.model import Task
 from cluster.engine.retries import arm_all
 from cluster.engine.step import Step, queue_name
@@ -16,30 +17,26 @@ def recover(step: Step) -> None:
     execution = step.execution
     header = execution.header
     if header.failure_workflow == "?":
-        definition = execution.plan.definition
-        step.effects.append(
-            ResolveFailureWorkflow(
-                definition.failure_workflow or "", definition.failure_workflow_version
-            )
-        )
+        compensate(step)
     if execution.is_terminal:
         return
     arm_all(step)
-    about_to_begin = {number for kind, number, _ in header.work if kind == "begin"}
+    in_work = {number for kind, number, _ in header.work if kind in ("begin", "resume")}
     for task in list(execution.open_tasks()):
         if step.types[task.type].is_worker:
             if task.status is TaskStatus.SCHEDULED:
                 step.effects.append(PushTask(task.number))
             else:
                 step.effects.append(HoldTask(queue_name(task), task.number, task.delivery))
-        elif not task.wake_ms and task.number not in about_to_begin:
+        elif not task.wake_ms and task.number not in in_work:
             _ask_again(step, task)
 
 
 def _ask_again(step: Step, task: Task) -> None:
     execution = step.execution
     if task.type == "DO_WHILE":
-        if not execution.pending.get(task.number):
+        # A scan that is under way looks at the loops itself, when it has seen all tasks.
+        if not execution.pending.get(task.number) and not step.is_scanning:
             step.later("resume", task.number, 0, task.scope)
     elif task.type in _ASKING or task.status is TaskStatus.SCHEDULED:
         node = execution.node_of(task)

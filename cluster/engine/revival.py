@@ -120,7 +120,8 @@ def _walk_on(step: Step, task: Task) -> None:
     node = execution.node_of(task)
     if task.type == "TERMINATE" and task.status is TaskStatus.COMPLETED:
         # As in Conductor: what it has ended once, it ends again.
-        step.types[task.type].begin(step, task, node)
+        step.reopen(task, TaskStatus.SCHEDULED)
+        step.later("begin", task.number, 0, task.scope)
     elif task.type == "FORK":
         if _lacks_successor(execution, task, node.next):
             step.later("resume", task.number, 0, task.scope)

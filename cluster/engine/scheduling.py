@@ -98,7 +98,7 @@ def advance(step: Step, task: Task, node: Node) -> None:
     task.executed = True
     step.advanced.append(task)
     execution.touch(task)
-    _tell_joins(step, task)
+    tell_joins(step, task)
     if execution.is_terminal:
         return
     branch = task_type.branch(execution, task, node) if task_type.branch is not None else None
@@ -162,7 +162,7 @@ def begin_attempt(step: Step, attempt: Task, node: Node) -> None:
         task_type.begin(step, attempt, node)
 
 
-def _tell_joins(step: Step, task: Task) -> None:
+def tell_joins(step: Step, task: Task) -> None:
     """`task` has ended for good: every join that waits for it looks again."""
     execution = step.execution
     for number in execution.joins.pop(task.ref, ()):

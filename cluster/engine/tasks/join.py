@@ -23,7 +23,9 @@ def watch(execution: Execution, join: Task) -> None:
     for ref in dict.fromkeys(watched_refs(execution, join)):
         task = execution.by_ref.get(ref)
         if task is None or not task.executed:
-            execution.joins.setdefault(ref, []).append(join.number)
+            told = execution.joins.setdefault(ref, [])
+            if join.number not in told:
+                told.append(join.number)
             waiting += 1
     execution.waiting[join.number] = waiting
 

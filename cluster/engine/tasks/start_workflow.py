@@ -28,7 +28,8 @@ def begin(step: Step, task: Task, node: Node) -> None:
         request["correlationId"] = header.correlation_id
     task.token += 1
     execution.touch(task)
-    origin = f"{execution.id}/{task.number}/{task.token}"
+    # Not the token: asked again after a crash, it is still the same workflow that is to start.
+    origin = f"{execution.id}/{task.number}/{task.scheduled_ms}"
     workflow_id = derived_workflow_id(
         at_ms=task.scheduled_ms, slot=slot_of_key(execution.id, origin), origin=origin
     )
