@@ -94,7 +94,7 @@ class TaskQueues(Protocol):
         acknowledged, handed back or pushed with a higher delivery: nothing expires by itself.
 
         `limits` hold over all domains of the task type and are never exceeded. What is taken
-        counts against the rate even if it is handed back.
+        counts against the rate even if it is handed back. Cancelled, it has taken nothing.
         """
 
     async def hand_back(self, queue: str, items: Sequence[QueueItem]) -> None:

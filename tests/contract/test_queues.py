@@ -180,6 +180,14 @@ async def test_tasks_held_since_before_a_restart_take_slots_even_beyond_the_limi
 
 
 @pytest.mark.asyncio
+async def test_tasks_handed_out_before_there_was_a_limit_take_slots(queues: TaskQueues) -> None:
+    await queues.push({"mail": [item("a"), item("b"), item("c")]}, now_ms=T0)
+    assert await pop(queues, count=2) == ["a", "b"]
+    assert await pop(queues, limits=Limits(concurrent=2)) == []
+    assert await pop(queues, limits=Limits(concurrent=3)) == ["c"]
+
+
+@pytest.mark.asyncio
 async def test_a_task_that_waits_moves_to_its_worker_by_hold(queues: TaskQueues) -> None:
     await queues.push({"mail": [item("a"), item("b")]}, now_ms=T0)
     await queues.hold({"mail": {TaskId("a"): 1}})
@@ -201,7 +209,7 @@ async def test_no_window_holds_more_than_the_rate(queues: TaskQueues) -> None:
     assert await pop(queues, limits=limits, now_ms=T0 + 159) == []
     assert await pop(queues, limits=limits, now_ms=T0 + 160) == ["3"]
     lower = Limits(rate=1, rate_window_ms=100)
-    popped = await queues.pop("mail", count=9, now_ms=T0 + 210, limits=lower)
+    popped = await queues.pop("mail", count=9, now_ms=T0 + 190, limits=lower)
     assert (popped.items, popped.again_ms) == ([], T0 + 260)
 
 

@@ -39,7 +39,8 @@ def test_a_rate_window_outlives_its_queue() -> None:
         queues = MemoryTaskQueues()
         limits = Limits(rate=1, rate_window_ms=1000)
         for n in range(1000):
-            await queues.push({"mail": [item(f"t{n}")], f"type{n}": []}, now_ms=T0)
+            await queues.push({f"type{n}": []}, now_ms=T0)
+            await queues.push({"mail": [item(f"t{n}")]}, now_ms=T0)
             popped = await queues.pop("mail", count=1, now_ms=T0, limits=limits)
             assert len(popped.items) == (n == 0)
             await queues.acknowledge({"mail": [TaskId(f"t{n}")]})

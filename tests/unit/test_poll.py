@@ -62,7 +62,13 @@ class SlowQueues(MemoryTaskQueues):
     ) -> Popped:
         self.looks += 1
         await self._travel()
-        return await super().pop(queue, count=count, now_ms=now_ms, limits=limits)
+        popped = await super().pop(queue, count=count, now_ms=now_ms, limits=limits)
+        try:
+            await self._travel()
+        except asyncio.CancelledError:
+            await super().hand_back(queue, popped.items)
+            raise
+        return popped
 
     async def acknowledge(self, batch: Mapping[str, Sequence[TaskId]]) -> None:
         await self._travel()
@@ -251,6 +257,65 @@ def test_a_poll_that_comes_later_does_not_jump_the_line() -> None:
     run_virtual(main())
 
 
+def test_a_poll_woken_in_vain_keeps_its_place() -> None:
+    async def main() -> None:
+        desk = Desk()
+        before, first, second = desk.park(), desk.park(), desk.park()
+        await settle()
+        await desk.push("x")
+        assert await before == ["x"]
+        desk.owners.ended.add(TaskId("ended"))
+        await desk.push("ended")
+        await settle()
+        await desk.push("a")
+        assert await first == ["a"]
+        await desk.push("b")
+        assert await second == ["b"]
+
+    run_virtual(main())
+
+
+def test_each_poll_has_its_own_deadline() -> None:
+    async def main() -> None:
+        desk = Desk()
+        ends: dict[int, int] = {}
+
+        async def wait(timeout_ms: int) -> None:
+            assert await desk.poll(timeout_ms=timeout_ms) == []
+            ends[timeout_ms] = desk.now()
+
+        await asyncio.gather(*(wait(timeout_ms) for timeout_ms in (5000, 100, 1000, 200, 10)))
+        for timeout_ms, end in ends.items():
+            assert timeout_ms <= end <= timeout_ms * 1.04
+
+    run_virtual(main())
+
+
+def test_a_missed_wake_costs_no_more_than_one_poll() -> None:
+    async def main() -> None:
+        desk = Desk()
+        desk.queues.watch(lambda queue, at_ms: None)
+        polls = [desk.park(timeout_ms=100), desk.park(timeout_ms=100)]
+        await settle()
+        await desk.push("a")
+        assert sorted(await asyncio.gather(*polls)) == [[], ["a"]]
+
+    run_virtual(main())
+
+
+def test_time_runs_out_while_a_poll_looks_in_vain() -> None:
+    async def main() -> None:
+        desk = Desk(delay_ms=5)
+        poll = desk.park(timeout_ms=100)
+        await asyncio.sleep(0.098)
+        desk.owners.ended.add(TaskId("ended"))
+        await desk.push("ended")
+        assert await poll == []
+        assert desk.now() < 150
+
+    run_virtual(main())
+
+
 def test_domains_do_not_see_each_other() -> None:
     async def main() -> None:
         desk = Desk()
@@ -342,6 +407,8 @@ def test_an_answer_that_could_not_be_written_is_undone() -> None:
         await desk.desk.hand_back(polled)
         assert await next_worker == ["a", "b"]
         assert desk.owners.polls[TaskId("a")] == 2
+        waits = desk.metrics.task_queue_wait.of("mail")
+        assert sum(waits.counts) == 3, "only the first hand-over ends the wait of a task"
 
     run_virtual(main())
 
@@ -375,6 +442,24 @@ def test_a_cancelled_poll_passes_its_turn_on(steps: int) -> None:
         assert isinstance(results[0], asyncio.CancelledError)
         assert results[1] == ["a"]
         assert desk.now() < 110
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("after_ms", range(12))
+def test_a_poll_cancelled_at_any_moment_keeps_nothing(after_ms: int) -> None:
+    """With tasks in hand, while it drops one that has ended, or before it has any."""
+
+    async def main() -> None:
+        desk = Desk(delay_ms=3)
+        desk.owners.ended.add(TaskId("ended"))
+        await desk.push("a", "ended", "b")
+        poll = desk.park(count=3)
+        await asyncio.sleep(after_ms / 1000)
+        assert poll.cancel()
+        await asyncio.wait([poll])
+        assert desk.owners.held == {}
+        assert await desk.poll(count=9) == ["a", "b"]
 
     run_virtual(main())
 
@@ -581,7 +666,7 @@ def test_a_task_never_waits_while_a_poll_is_parked(
         await asyncio.gather(*(push(n, *one) for n, one in enumerate(pushes)))
         await asyncio.sleep(0.5)
         assert len(late) == len(pushes)
-        assert max(late.values(), default=0) <= 30 + (2 * delay_ms + 1) * (len(pushes) + 2)
+        assert max(late.values(), default=0) <= 30 + (4 * delay_ms + 1) * (len(pushes) + 2)
         desk.desk.close()
         await asyncio.gather(*tasks)
 
