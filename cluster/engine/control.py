@@ -172,10 +172,9 @@ def _rerun_from(step: Step, target: Task, task_input: bytes | None) -> None:
     elif node.type in ("FORK_JOIN_DYNAMIC", "SWITCH", "DECISION"):
         # They have written into their input what they found there.
         step.set_input(target, step.resolve_input(target, node))
-    begin = step.types[node.type if target.type == "FORK" else target.type].begin
     _reopen_for_rerun(step, target, rounds_cut)
     go_on(step, RERUN)
-    begin(step, target, node)
+    step.later("begin", target.number, 0, target.scope)
 
 
 def _forget_later(step: Step, target: Task) -> set[int]:
@@ -190,7 +189,6 @@ def _forget_later(step: Step, target: Task) -> set[int]:
             is_later = task.seq > target.seq
         if is_later:
             cut.add(task.scope)
-            execution.dynamic.pop(task.number, None)
             execution.remove_task(task)
             before = execution.tasks.get(task.retried_number)
             if before is not None:

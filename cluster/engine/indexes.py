@@ -29,7 +29,7 @@ def reindex(execution: Execution, work: Iterable[WorkItem] = ()) -> None:
     for kind, number, _ in work:
         if kind in WITHOUT_TASK:
             execution.hold(NO_SCOPE)
-        elif number in execution.tasks:
+        else:
             execution.hold(execution.tasks[number].scope)
     for number in execution.open:
         task = execution.tasks[number]

@@ -306,6 +306,10 @@ class Execution:
         self.decoded.pop(task.number * 2 + 16, None)
         self.decoded.pop(task.number * 2 + 17, None)
         self.open.pop(task.number, None)
+        self.pending.pop(task.number, None)
+        self.dynamic.pop(task.number, None)
+        self.loops.pop(task.number, None)
+        self.members.pop(task.number, None)
         if task.scope in self.members:
             self.members[task.scope].remove(task.number)
         if self.by_ref.get(task.ref) is task:

@@ -40,10 +40,9 @@ def _ask_again(step: Step, task: Task) -> None:
             step.later("resume", task.number, 0, task.scope)
     elif task.type in _ASKING or task.status is TaskStatus.SCHEDULED:
         node = execution.node_of(task)
-        name = node.type if task.type == "FORK" else task.type
         if task.type == "SUB_WORKFLOW" and task.status is not TaskStatus.SCHEDULED:
             return
-        step.types[name].begin(step, task, node)
+        step.type_of(task, node).begin(step, task, node)
 
 
 _ASKING = frozenset(

@@ -155,7 +155,7 @@ _STATUS_AFTER = {
 
 def begin_attempt(step: Step, attempt: Task, node: Node) -> None:
     """Begin a further attempt, at once or when its delay is over."""
-    task_type = step.types[attempt.type]
+    task_type = step.type_of(attempt, node)
     if not task_type.is_worker and attempt.visible_ms > step.at_ms:
         step.wake(attempt, attempt.visible_ms)
     else:

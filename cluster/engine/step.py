@@ -16,7 +16,7 @@ from cluster.engine.effects import (
     RunScript,
 )
 from cluster.engine.expressions import compile_template
-from cluster.engine.model import NO_SCOPE, SCANS, Execution, Task, WorkItem
+from cluster.engine.model import NO_SCOPE, SCANS, WITHOUT_TASK, Execution, Task, WorkItem
 from cluster.engine.plan import Node
 from cluster.engine.transitions import OPEN_TASK, TaskStatus
 from cluster.engine.views import ExecutionRoot
@@ -222,6 +222,10 @@ class Step:
 
     # -- tasks
 
+    def type_of(self, task: Task, node: Node) -> TaskType:
+        """What begins a task; both kinds of fork show themselves as FORK."""
+        return self.types[node.type if task.type == "FORK" else task.type]
+
     def new_task(
         self, node: Node, place: Place, *, type: str | None = None, name: str | None = None
     ) -> Task:
@@ -303,13 +307,23 @@ class Step:
 
     def discard(self, first: int) -> None:
         """Undo the tasks from number `first` on: they came of a step that could not begin."""
+        tasks = self.execution.tasks
+        self.forget([tasks[number] for number in tasks if number >= first])
+        self.effects = [effect for effect in self.effects if getattr(effect, "number", 0) < first]
+
+    def forget(self, tasks: list[Task]) -> None:
+        """Remove tasks for good, with what they still hold: scopes, queues, work items."""
         execution = self.execution
-        for number in [number for number in execution.tasks if number >= first]:
-            task = execution.tasks[number]
+        numbers = {task.number for task in tasks}
+        for item in [item for item in self.work if item[1] in numbers]:
+            if item[0] not in WITHOUT_TASK:
+                self.work.remove(item)
+                execution.release(execution.tasks[item[1]].scope)
+        for task in tasks:
             if task.status in OPEN_TASK:
+                self.close(task, TaskStatus.CANCELED)
                 execution.release(task.scope)
             execution.remove_task(task)
-        self.effects = [effect for effect in self.effects if getattr(effect, "number", 0) < first]
 
     def close(self, task: Task, status: TaskStatus, reason: str | None = None) -> None:
         """End an attempt without any consequence but for its queue."""

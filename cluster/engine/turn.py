@@ -25,11 +25,7 @@ def run(step: Step) -> None:
         kind, number, index = work.popleft()
         scope = NO_SCOPE
         if kind not in WITHOUT_TASK:
-            task = execution.tasks.get(number)
-            if task is None:
-                # Forgotten meanwhile, and what it held with it (Execution.remove_task).
-                continue
-            scope = task.scope
+            scope = execution.tasks[number].scope
         try:
             _take(step, kind, number, index)
             if execution.release(scope):
@@ -78,8 +74,7 @@ def _put_aside(step: Step) -> None:
     for item in step.work:
         kind, number, _ = item
         if kind == "ended":
-            if number in execution.tasks:
-                execution.release(execution.tasks[number].scope)
+            execution.release(execution.tasks[number].scope)
         else:
             kept.append(item)
     step.work.clear()
@@ -89,7 +84,8 @@ def _put_aside(step: Step) -> None:
 def _begin_deferred(step: Step, task: Task) -> None:
     """The turn of a task that stood back until its neighbours were scheduled."""
     if task.status is TaskStatus.SCHEDULED:
-        step.types[task.type].begin(step, task, step.execution.node_of(task))
+        node = step.execution.node_of(task)
+        step.type_of(task, node).begin(step, task, node)
 
 
 def _scope_done(step: Step, scope: int) -> None:

@@ -133,10 +133,8 @@ def _forget_rounds(step: Step, task: Task, last: int) -> None:
         inner = execution.tasks[number]
         if inner.type == "DO_WHILE":
             _forget_rounds(step, inner, inner.rounds)
-            execution.members.pop(number, None)
-        execution.dynamic.pop(number, None)
-        execution.loops.pop(number, None)
-        execution.remove_task(inner)
+    if old:
+        step.forget([execution.tasks[number] for number in old])
 
 
 def _last_forgotten(task: Task, node: Node) -> int:
