@@ -98,8 +98,15 @@ def on_definitions(step: Step, task: Task, node: Node) -> None:
     _become(step, task, node)
 
 
+_STRUCTURAL = frozenset({"DYNAMIC", "FORK", "FORK_JOIN", "FORK_JOIN_DYNAMIC"})
+"""Types whose steps have others inside or behind them; a name alone does not make one."""
+
+
 def _become(step: Step, task: Task, node: Node) -> None:
+    if task.name in _STRUCTURAL:
+        raise WorkflowFailed(f"A dynamic task cannot become a {task.name}")
     task.type = task.name
+    step.execution.touch(task)
     definition = step.execution.definition_of(task, node)
     if definition is not None and definition.input_template:
         step.set_input(task, step.resolve_input(task, node))
