@@ -71,7 +71,7 @@ class OutsideWorld:
 
     async def launch(self, workflow_id: WorkflowId, request: dict[str, object]) -> None:
         body = read(_START, payloads.dump(request))
-        start = start_request(body, method="startWorkflow", input_bytes_max=self._input_bytes_max)
+        start = start_request(body, input_bytes_max=self._input_bytes_max)
         try:
             await self.router.launch(workflow_id, start)
         except NoSuchWorkflow as missing:

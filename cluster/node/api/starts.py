@@ -8,20 +8,20 @@ from cluster.node.api.bodies import StartBody, as_text, invalid, json_object
 from cluster.node.router import StartWorkflow
 
 PRIORITY_MAX = 99
+_PATH = "startWorkflow.arg0"
+"""How violations name the body, whichever way the start came."""
 _STRATEGIES = ("FAIL", "RETURN_EXISTING", "FAIL_ON_RUNNING")
 
 
 def start_request(
     body: StartBody,
     *,
-    method: str,
     input_bytes_max: int,
     named: tuple[str, int | None] | None = None,
 ) -> StartWorkflow:
-    """Check a body. Name and version of a path (`named`) beat its own; `method` is Conductor's
-    name of the handler, which begins the paths of violations."""
+    """Check a body. Name and version of a path (`named`) beat its own."""
     name, version = (as_text(body.name), body.version) if named is None else named
-    _check(body, name, method)
+    _check(body, name)
     if not name:
         raise InvalidRequest("Workflow name must be specified when searching for a definition")
     if body.external_input_payload_storage_path:
@@ -49,18 +49,17 @@ def check_input_size(encoded: bytes, input_bytes_max: int) -> bytes:
     return encoded
 
 
-def _check(body: StartBody, name: str | None, method: str) -> None:
+def _check(body: StartBody, name: str | None) -> None:
     violations = []
-    path = f"{method}.arg0"
     if name is None:
-        violations.append(Violation(f"{path}.name", "Workflow name cannot be null or empty"))
+        violations.append(Violation(f"{_PATH}.name", "Workflow name cannot be null or empty"))
     priority = body.priority or 0
     if priority > PRIORITY_MAX:
         text = f"priority: {priority} should be maximum {PRIORITY_MAX}"
-        violations.append(Violation(f"{path}.priority", text, str(priority)))
+        violations.append(Violation(f"{_PATH}.priority", text, str(priority)))
     if priority < 0:
         text = f"priority: {priority} should be minimum 0"
-        violations.append(Violation(f"{path}.priority", text, str(priority)))
+        violations.append(Violation(f"{_PATH}.priority", text, str(priority)))
     if violations:
         raise invalid(*violations)
     if body.idempotency_strategy and body.idempotency_strategy not in _STRATEGIES:

@@ -143,6 +143,8 @@ class TaskApi:
         self, call: Call, method: str
     ) -> tuple[WorkflowId, TaskId, TaskResultBody]:
         result = read(_RESULT, call.body)
+        if result.status:
+            worker_status(result.status)
         workflow_id, task_id = _ids_of(result, method)
         at_ms = self._clock.now_ms()
         if result.extend_lease:

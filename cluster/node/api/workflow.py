@@ -88,9 +88,7 @@ class WorkflowApi:
     # -- start
 
     async def start(self, call: Call) -> Answer:
-        request = start_request(
-            read(_START, call.body), method="startWorkflow", input_bytes_max=self._input_bytes_max
-        )
+        request = start_request(read(_START, call.body), input_bytes_max=self._input_bytes_max)
         return plain(await self._start_named_in_body(request))
 
     async def start_by_name(self, call: Call) -> Answer:
@@ -118,7 +116,6 @@ class WorkflowApi:
         version = parse_integer(call.path["version"], "The version in the path")
         request = start_request(
             read(_START, call.body),
-            method="executeWorkflow",
             input_bytes_max=self._input_bytes_max,
             # Here, as for sub-workflows, version 0 means the latest.
             named=(call.path["name"], version or None),
@@ -258,7 +255,7 @@ class WorkflowApi:
 
     async def rerun(self, call: Call) -> Answer:
         workflow_id = self._id(call)
-        body = read_optional(_RERUN, call.body, RerunBody())
+        body = read(_RERUN, call.body)
         workflow_input = optional_object(body.workflow_input, "workflowInput")
         if workflow_input is not None:
             check_input_size(workflow_input, self._input_bytes_max)
