@@ -49,6 +49,7 @@ from cluster.engine.retries import (
     timeout_start_ms,
 )
 from cluster.engine.scheduling import begin_attempt, begin_mapped, push
+from cluster.engine.schemas import task_checks
 from cluster.engine.step import Outcome, Step, Surroundings, WorkflowFailed
 from cluster.engine.tasks import TASK_TYPES, start_workflow, sub_workflow
 from cluster.engine.transitions import OPEN_TASK, TaskStatus, WorkflowStatus
@@ -210,6 +211,7 @@ def on_task_updated(step: Step, event: TaskUpdated) -> None:
     if event.sub_workflow_id:
         task.sub_workflow_id = event.sub_workflow_id
     task.callback_after_s = event.callback_after_s
+    node = execution.node_of(task)
     if event.status not in OPEN_TASK:
         limit = step.surroundings.task_output_bytes_max
         if len(task.output) > limit:
@@ -219,11 +221,18 @@ def on_task_updated(step: Step, event: TaskUpdated) -> None:
             )
             execution.set_task_output(task, payloads.EMPTY)
             step.finish(task, TaskStatus.FAILED_WITH_TERMINAL_ERROR, reason)
-        else:
+            return
+        fault = None
+        _, check_output = task_checks(node, execution.definition_of(task, node))
+        if check_output is not None and event.status is TaskStatus.COMPLETED:
+            fault = check_output(execution.task_output(task))
+        if fault is None:
             step.finish(task, event.status)
+        else:
+            # The output is kept: it shows what the worker has to mend.
+            step.finish(task, TaskStatus.FAILED_WITH_TERMINAL_ERROR, f"Task {fault}")
         return
     task.update_ms = step.at_ms
-    node = execution.node_of(task)
     if step.types[task.type].is_worker and event.by_worker:
         task.status = TaskStatus.SCHEDULED
         task.visible_ms = step.at_ms + event.callback_after_s * 1000

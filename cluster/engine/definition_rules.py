@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from cluster.engine.definitions import steps_of
+from cluster.engine.schemas import schema_fault
 from cluster.engine.wait_times import duration_seconds, until_ms
 from cluster.errors import Violation
 
@@ -48,6 +49,11 @@ def check_workflow_def(
     for i, task in enumerate(definition["tasks"]):
         found += _step_rules(task, f"{path}.tasks[{i}]", check_javascript)
     found += _reference_rules(definition, path)
+    found += _schema_rules(definition, path)
+    for task in steps_of(definition["tasks"]):
+        for fault in _schema_rules(task.get("taskDefinition") or {}, "taskDefinition"):
+            where = f"{fault.path} of {task.get('taskReferenceName', 'null')}"
+            found.append(Violation(path, f"{where}: {fault.message}"))
     return list(dict.fromkeys(found))
 
 
@@ -88,7 +94,16 @@ def check_task_def(
             f" totalTimeoutSeconds: {total}"
         )
         found.append(Violation(path, message))
-    return found
+    return [*found, *_schema_rules(definition, path)]
+
+
+def _schema_rules(definition: Mapping[str, Any], path: str) -> Iterator[Violation]:
+    """Not Conductor's: it stores schemas and ignores them, so any text passes for one."""
+    for field in ("inputSchema", "outputSchema"):
+        fault = schema_fault(definition.get(field))
+        if fault is not None:
+            message = f"{field} is not a valid JSON Schema: {fault}"
+            yield Violation(f"{path}.{field}.data", message)
 
 
 def _name_rules(definition: Mapping[str, Any], field: str, path: str) -> Iterator[Violation]:

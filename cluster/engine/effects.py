@@ -59,6 +59,8 @@ class ResolveSubWorkflow(_Effect, frozen=True):
     name: str
     version: int | None
     definition: dict[str, Any] | None = None
+    input: dict[str, Any] = {}
+    """What the child is to start with: its definition may refuse it."""
 
 
 class StartChild(_Effect, frozen=True):

@@ -29,6 +29,8 @@ def complete(step: Step, *, reason: str = "") -> None:
         fail(step, WorkflowStatus.FAILED, ". ".join(failures))
     else:
         _end(step, WorkflowStatus.COMPLETED, reason)
+        if step.execution.header.status is not WorkflowStatus.COMPLETED:
+            compensate(step)
 
 
 def fail(step: Step, status: WorkflowStatus, reason: str, task: Task | None = None) -> None:
@@ -51,7 +53,7 @@ def end_by_terminate_task(
     if status is not WorkflowStatus.COMPLETED:
         header.failed_number = task.number
     _end(step, status, reason)
-    if status is not WorkflowStatus.COMPLETED:
+    if header.status is not WorkflowStatus.COMPLETED:
         compensate(step)
 
 
@@ -68,6 +70,12 @@ def _end(step: Step, status: WorkflowStatus, reason: str) -> None:
         header.status = status
     if not header.terminated_output:
         _set_output(step)
+    check_output = execution.plan.check_output
+    if check_output is not None and status is WorkflowStatus.COMPLETED:
+        fault = check_output(execution.workflow_output())
+        if fault is not None:
+            # The output stays: it shows what is wrong with it.
+            status, reason = WorkflowStatus.FAILED, f"Workflow {fault}"
     header.status = status
     header.reason = reason
     header.end_ms = step.at_ms

@@ -85,6 +85,8 @@ class SubWorkflowResolved(_Event, frozen=True):
     version: int = 0
     error: str | None = None
     transient: bool = False
+    refused: bool = False
+    """There is a definition, but it does not take the child's input."""
 
 
 class TaskDefsFrozen(_Event, frozen=True):

@@ -12,6 +12,7 @@ from cluster.engine.definitions import (
     parse_workflow_def,
 )
 from cluster.engine.expressions import Template, compile_template
+from cluster.engine.schemas import input_check, output_check
 
 BRANCHING = frozenset({"SWITCH", "DECISION"})
 """Steps that are over before their branch runs: what ends a branch goes on behind the step."""
@@ -77,7 +78,17 @@ class Node:
 class Plan:
     """The compiled snapshot of one definition."""
 
-    __slots__ = ("body", "definition", "first", "hash", "nodes", "outputs", "size_bytes")
+    __slots__ = (
+        "body",
+        "check_input",
+        "check_output",
+        "definition",
+        "first",
+        "hash",
+        "nodes",
+        "outputs",
+        "size_bytes",
+    )
 
     def __init__(self, snapshot_hash: str, body: bytes) -> None:
         self.hash = snapshot_hash
@@ -91,6 +102,9 @@ class Plan:
             self.nodes, self.definition.tasks, wire["tasks"], parent=None, loop=None
         )
         self.outputs = compile_template(self.definition.output_parameters)
+        enforced = self.definition.enforce_schema
+        self.check_input = input_check(self.definition.input_schema, enforced=enforced)
+        self.check_output = output_check(self.definition.output_schema, enforced=enforced)
         self.size_bytes = len(body) * 8
         """What it weighs in a cache: a rough guess, parsed JSON is several times its text."""
 

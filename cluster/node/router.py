@@ -40,7 +40,7 @@ from cluster.node.metadata import Metadata, NoSuchWorkflow, Resolved
 from cluster.node.poll import HandOver
 from cluster.sharding.idempotency import KeyRecord, Keys
 from cluster.sharding.plans import Plans
-from cluster.sharding.shard import NewWorkflow, Shards, with_template
+from cluster.sharding.shard import NewWorkflow, Shards, input_fault, with_template
 from cluster.store.ports import OpenSet, Row
 
 _SLOTS = 1 << 16
@@ -151,7 +151,9 @@ class Router:
             created_by=request.created_by,
             idempotency_key=request.idempotency_key,
         )
-        new = NewWorkflow(workflow_id, plan, header, with_template(plan, request.input))
+        value = with_template(plan, request.input)
+        check_input(plan, value)
+        new = NewWorkflow(workflow_id, plan, header, value)
         if key_row is not None:
             new.extra_rows = (key_row,)
         await self._shards.start(new)
@@ -305,6 +307,7 @@ class Router:
             except NoSuchWorkflow:
                 raise NotFound(f"Unable to find latest definition for {workflow_id}") from None
             plan, version = self._plans.of(found.snapshot), found.version
+            check_input(plan, execution.input)
         await self._shards.restart(
             workflow_id, Restarted(self._clock.now_ms()), plan=plan, version=version
         )
@@ -377,6 +380,8 @@ class Router:
             correlation_id=request.correlation_id if target_id == workflow_id else None,
         )
         execution = await self._shards.view(target_id)
+        if event.workflow_input is not None:
+            check_input(execution.plan, event.workflow_input)
         await self._shards.apply_with(target_id, event, await self._kin(execution))
         return workflow_id
 
@@ -438,6 +443,13 @@ class Router:
         """The worker never got it."""
         event = TaskHandedBack(self._clock.now_ms(), number_of(task), delivery)
         self._shards.apply_later(workflow_of(task), event)
+
+
+def check_input(plan: Plan, encoded: bytes) -> None:
+    """InvalidRequest: the definition's inputSchema does not take this input."""
+    fault = input_fault(plan, encoded)
+    if fault is not None:
+        raise InvalidRequest(fault)
 
 
 def _open_by_ref(execution: Execution, ref: str) -> Task | None:

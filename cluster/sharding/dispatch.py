@@ -189,8 +189,8 @@ class Dispatcher:
                 transient=failure.retryable,
             )
         else:
-            self.shards.prepare(found.snapshot)
-            event = resolved(effect, found, self._clock.now_ms())
+            plan = self.shards.prepare(found.snapshot)
+            event = resolved(effect, found, plan, self._clock.now_ms())
         await self._apply(workflow_id, event)
 
     async def _resolve_failure(

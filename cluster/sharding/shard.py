@@ -220,9 +220,9 @@ class Shards:
         self.residents.remove(execution, entry)
         await self._log.committed(entry)
 
-    def prepare(self, snapshot: Snapshot) -> None:
+    def prepare(self, snapshot: Snapshot) -> Plan:
         """Have the plan of a definition at hand that the next event will start a run of."""
-        self._plans.of(snapshot)
+        return self._plans.of(snapshot)
 
     async def apply_with(
         self, workflow_id: WorkflowId, event: Event, others: Sequence[WorkflowId]
@@ -342,8 +342,8 @@ class Shards:
             case ResolveSubWorkflow() if effect.definition is None:
                 found = self._definitions.snapshot_cached(effect.name, effect.version)
                 if found is not None:
-                    self._plans.of(found.snapshot)
-                    mailbox.append((execution, resolved(effect, found, at_ms)))
+                    plan = self._plans.of(found.snapshot)
+                    mailbox.append((execution, resolved(effect, found, plan, at_ms)))
                     return
             case ResolveFailureWorkflow():
                 found = self._definitions.snapshot_cached(effect.name, effect.version)
@@ -481,8 +481,16 @@ def is_unsettled(execution: Execution) -> bool:
     )
 
 
-def resolved(effect: ResolveSubWorkflow, found: Found, at_ms: int) -> SubWorkflowResolved:
+def resolved(
+    effect: ResolveSubWorkflow, found: Found, plan: Plan, at_ms: int
+) -> SubWorkflowResolved:
     """The answer to ResolveSubWorkflow."""
+    if plan.check_input is not None:
+        fault = input_fault(plan, with_template(plan, payloads.dump_map(effect.input)))
+        if fault is not None:
+            return SubWorkflowResolved(
+                at_ms, effect.number, effect.token, name=found.name, error=fault, refused=True
+            )
     return SubWorkflowResolved(
         at_ms,
         effect.number,
@@ -498,6 +506,14 @@ def failure_resolved(found: Found, at_ms: int) -> FailureWorkflowResolved:
     return FailureWorkflowResolved(
         at_ms, snapshot=found.snapshot.hash, name=found.name, version=found.version
     )
+
+
+def input_fault(plan: Plan, encoded: bytes) -> str | None:
+    """Why no run of this definition may start with an input, None if one may."""
+    if plan.check_input is None:
+        return None
+    fault = plan.check_input(payloads.load(encoded))
+    return None if fault is None else f"Workflow {plan.definition.name}: {fault}"
 
 
 def with_template(plan: Plan, encoded: bytes) -> bytes:

@@ -54,6 +54,7 @@ def begin(step: Step, task: Task, node: Node) -> None:
             str(value["subWorkflowName"]),
             version if isinstance(version, int) and version > 0 else None,
             definition,
+            _child_input(value),
         )
     )
 
@@ -106,7 +107,7 @@ def on_resolved(step: Step, task: Task, event: SubWorkflowResolved) -> None:
             step.set_output(task, {"subWorkflowLaunchError": event.error})
             step.wake(task, step.at_ms + 5_000)
             return
-        if execution.task_input(task).get("subWorkflowVersion") is None:
+        if execution.task_input(task).get("subWorkflowVersion") is None and not event.refused:
             raise WorkflowFailed(
                 f"The Task {event.name} defined as a sub-workflow has no workflow definition "
                 "available "

@@ -4,7 +4,9 @@ from cluster.engine.model import Task
 from cluster.engine.plan import Node
 from cluster.engine.retries import arm
 from cluster.engine.scheduling import push
+from cluster.engine.schemas import task_checks
 from cluster.engine.step import Step, TaskType
+from cluster.engine.transitions import TaskStatus
 
 NO_DOMAIN = "NO_DOMAIN"
 
@@ -21,6 +23,11 @@ def begin(step: Step, task: Task, node: Node) -> None:
     domains = step.execution.header.task_to_domain
     if domains:
         task.domain = _domain(step, task.type, domains)
+    check_input, _ = task_checks(node, step.execution.definition_of(task, node))
+    fault = check_input(step.execution.task_input(task)) if check_input is not None else None
+    if fault is not None:
+        step.finish(task, TaskStatus.FAILED_WITH_TERMINAL_ERROR, f"Task {fault}")
+        return
     push(step, task)
     arm(step, task, node)
 
