@@ -269,9 +269,10 @@ async def test_requests_are_counted_by_pattern_and_status() -> None:
         await server.call("GET", "/api/words/a")
         await server.call("GET", "/api/words/b")
         await server.call("GET", "/api/words/b?n=x")
+        await server.call("GET", "/api/words/c")
         await server.call("GET", "/api/nowhere")
         shown = server.metrics.render().decode()
         line = 'http_requests_total{method="GET",route="/api/words/{word}",status="%d"} %d.0'
-        assert line % (200, 2) in shown
+        assert line % (200, 3) in shown
         assert line % (400, 1) in shown
         assert 'route="/*",status="404"} 1.0' in shown
