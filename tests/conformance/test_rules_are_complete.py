@@ -45,7 +45,8 @@ def test_every_case_of_an_entry_exists_and_is_marked_with_the_rule() -> None:
 def test_every_case_is_named_by_the_entries_of_its_rules() -> None:
     by_rule = entries()
     for mark in load_cases().values():
-        assert mark.rules, mark.name
+        # Those of rest_*.py show docs/conductor/rest-api.md, which has no numbers.
+        assert mark.rules or ".rest_" in mark.case.__module__, mark.name
         for number in mark.rules:
             assert mark.name in by_rule[number].get("cases", []), (number, mark.name)
 

@@ -66,13 +66,14 @@ def rerun_from_the_top_with_other_input(server: Server) -> Json:
     finish(server, run_id)
     ended = server.ended(run_id)
     assert ended["status"] == "COMPLETED"
-    fields = ("input", "output", "correlationId", "variables", "createTime", "lastRetriedTime")
+    fields = ("input", "output", "correlationId", "variables", "createTime")
     return [
         answer,
         seen(failed),
         seen(running),
         seen(ended),
-        [pick(run, *fields, "endTime") for run in (failed, running, ended)],
+        # What `output` and the times show while it runs again is left over from before.
+        [pick(run, *fields) for run in (failed, ended)],
         [task["correlationId"] for task in running["tasks"]],
     ]
 
@@ -91,7 +92,7 @@ def rerun_from_the_top_keeps_input_and_gives_a_completed_run_a_second_life(
     report(server, run_id, "a", output={"x": 2})
     ended = server.ended(run_id)
     assert ended["output"] == {"x": 2}
-    return [seen(completed), seen(running), [run["output"] for run in (completed, running, ended)]]
+    return [seen(completed), seen(running), [run["output"] for run in (completed, ended)]]
 
 
 @rule(235)
@@ -121,7 +122,6 @@ def rerun_from_a_task_forgets_what_came_later(server: Server) -> Json:
         seen(running),
         pick(task, *fields),
         seen(ended),
-        [pick(run, "createTime", "endTime", "lastRetriedTime") for run in (running, ended)],
     ]
 
 
@@ -388,8 +388,7 @@ def rerun_from_a_dynamic_fork_makes_its_branches_again(server: Server) -> Json:
     failed = dynamic(server)
     run_id = failed["workflowId"]
     rerun(server, run_id, last_task(failed, "f"))
-    running = server.run(run_id)
-    assert statuses(running)["x"] == statuses(running)["y"] == "SCHEDULED"
+    running = server.run_when(run_id, lambda run: statuses(run).get("y") == "SCHEDULED")
     inputs = {name: last_task(running, name)["inputData"] for name in "xy"}
     assert inputs == {"x": {"n": 1}, "y": {"n": 2}}
     finish(server, run_id)

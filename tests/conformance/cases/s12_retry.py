@@ -187,7 +187,7 @@ def retry_of_a_permissive_failure_reopens_its_join(server: Server) -> Json:
     report(server, run_id, "a")
     ended = server.ended(run_id)
     assert ended["status"] == "COMPLETED"
-    return [seen(failed, joins=True), seen(ended, joins=True)]
+    return [seen(failed, joins=True), seen(ended)]
 
 
 @rule(230)
@@ -296,7 +296,11 @@ def retry_after_a_terminate_task(server: Server) -> Json:
     failed = settled(server, run_id)
     assert failed["status"] == "FAILED"
     answer = server.post(f"/workflow/{run_id}/retry")
-    return [seen(failed), answer, seen(settled(server, run_id))]
+    ended = settled(server, run_id)
+    # The TERMINATE task ends it again. By then the JOIN of the real server may have seen that
+    # the new attempt is cancelled: whether it is FAILED or TERMINATED is chance there.
+    assert ended["status"] in ("FAILED", "TERMINATED")
+    return [seen(failed), answer, seen(ended)["tasks"]]
 
 
 @rule(231)
