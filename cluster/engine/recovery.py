@@ -2,10 +2,12 @@
 
 from cluster.engine.effects import HoldTask, PushTask
 from cluster.engine.ending import compensate
-from cluster.engine.model import Task
+from cluster.engine.events import ChildEnded, Retried, Terminated
+from cluster.engine.model import Execution, Task
 from cluster.engine.retries import arm_all
 from cluster.engine.step import Step, queue_name
-from cluster.engine.transitions import TaskStatus
+from cluster.engine.transitions import TaskStatus, WorkflowStatus
+from cluster.ids import WorkflowId
 
 
 def recover(step: Step) -> None:
@@ -32,6 +34,13 @@ def recover(step: Step) -> None:
             _ask_again(step, task)
 
 
+def is_unfinished(execution: Execution) -> bool:
+    """Whether anything is still to come: an ended run may have tasks to cancel, a failure
+    workflow to start."""
+    header = execution.header
+    return not execution.is_terminal or bool(header.work) or header.failure_workflow == "?"
+
+
 def _ask_again(step: Step, task: Task) -> None:
     execution = step.execution
     if task.type == "DO_WHILE":
@@ -49,3 +58,58 @@ _ASKING = frozenset(
     {"SWITCH", "DECISION", "INLINE", "LAMBDA", "JSON_JQ_TRANSFORM", "FORK", "DYNAMIC"}
 )
 """Types that are open only while they wait for an answer from outside the engine."""
+
+
+# -- what relatives told each other in one commit, or in an effect that a crash has swallowed
+
+
+def awaited_children(execution: Execution) -> list[WorkflowId]:
+    """The children that an open run waits for."""
+    return [
+        WorkflowId(task.sub_workflow_id)
+        for task in execution.open_tasks()
+        if task.type == "SUB_WORKFLOW" and task.sub_workflow_id
+    ]
+
+
+def word_to_child(child: Execution, parent: Execution | None, at_ms: int) -> Terminated | None:
+    """What an open child has not heard: that it ended with its parent."""
+    if parent is None or not parent.is_terminal or child.is_terminal:
+        return None
+    task = parent.tasks.get(child.header.parent_number)
+    if (
+        task is None
+        or task.sub_workflow_id != child.id
+        or task.status is not TaskStatus.CANCELED
+        # Somebody made it run again on its own since.
+        or child.header.last_retried_ms > task.end_ms
+    ):
+        return None
+    reason = f"Parent workflow has been terminated with reason: {parent.header.reason}"
+    return Terminated(at_ms, reason, by_parent=True)
+
+
+def word_to_parent(
+    parent: Execution, child: Execution, at_ms: int
+) -> tuple[Execution, ChildEnded | Retried] | None:
+    """What was not heard between an open parent and a child that has ended: whom to tell what."""
+    task = parent.tasks.get(child.header.parent_number)
+    if (
+        task is None
+        or task.sub_workflow_id != child.id
+        or task.status is not TaskStatus.IN_PROGRESS
+        or parent.is_terminal
+        or not child.is_terminal
+    ):
+        return None
+    if child.header.status is not WorkflowStatus.COMPLETED and task.update_ms > child.header.end_ms:
+        # The parent has gone on after this end: it took the child along.
+        return child, Retried(at_ms, by_parent=True)
+    return parent, ChildEnded(
+        at_ms,
+        number=task.number,
+        child_id=child.id,
+        status=child.header.status.value,
+        output=child.output,
+        reason=child.header.reason,
+    )

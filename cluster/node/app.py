@@ -16,10 +16,9 @@ from aiohttp import web
 
 from cluster import __version__
 from cluster.clock import Clock, Random, SystemClock, SystemRandom
-from cluster.engine.events import Recovered
 from cluster.engine.model import Execution
 from cluster.engine.step import Surroundings
-from cluster.errors import ClusterError, Fenced, NotFound
+from cluster.errors import ClusterError, Fenced
 from cluster.ids import WorkflowId
 from cluster.logs import get_log
 from cluster.metrics import Metrics
@@ -40,6 +39,7 @@ from cluster.sharding.commit_log import CommitLog
 from cluster.sharding.dispatch import Dispatcher
 from cluster.sharding.idempotency import Keys
 from cluster.sharding.plans import Plans
+from cluster.sharding.recovery import Recovery
 from cluster.sharding.residents import Residents
 from cluster.sharding.shard import Sent, Shards
 from cluster.sharding.takeover import restart
@@ -61,8 +61,6 @@ _POLL_DATA_EVERY_S = 5
 _LAG_EVERY_S = 0.1
 _LAST_WRITES_S = 30
 _BACKLOG = 1024
-_RECOVERED_AT_ONCE = 64
-_OPEN_PAGE = 500
 # A transition leaves few cycles behind; with the defaults of Python the collector ran for a tenth
 # of the time through executions that were all alive.
 _GC_THRESHOLDS = (50_000, 20, 100)
@@ -265,6 +263,14 @@ class Node:
             removed=stores.records.remove_task_logs,
         )
         self._outside.router = self._router
+        self._recovery = Recovery(
+            self._shards,
+            residents=self._residents,
+            open_set=stores.open_set,
+            executions=stores.executions,
+            clock=clock,
+            on_page=lambda: self._residents.relieve(self._checkpoint.written),
+        )
         self._desk = PollDesk(
             queues=queues,
             owner=self._router,
@@ -273,9 +279,10 @@ class Node:
             limits_of=self._limits.of,
             fragment_of=self._items.fragment,
             complete=self._complete,
+            counts_holds=False,
         )
         self._edge = Edge(self.metrics, body_bytes_max=settings.body_bytes_max)
-        services = Services(
+        self.services = Services(
             router=self._router,
             metadata=self._metadata,
             limits=self._limits,
@@ -293,7 +300,7 @@ class Node:
             is_ready=lambda: self._is_ready,
         )
         for resource in (tasks, bulk, workflow, metadata, health):
-            self._edge.add(resource.routes(services))
+            self._edge.add(resource.routes(self.services))
         self._edge.add(later.routes())
 
     # -- life
@@ -366,38 +373,22 @@ class Node:
 
     async def _recover(self) -> None:
         """Have every open workflow issue again what its last process may not have done."""
-        slots = asyncio.Semaphore(_RECOVERED_AT_ONCE)
-        async with asyncio.TaskGroup() as group:
-            for shard in self._shards.epochs:
-                after: WorkflowId | None = None
-                while True:
-                    page = await self._stores.open_set.scan(shard, after=after, limit=_OPEN_PAGE)
-                    if not page:
-                        break
-                    for entry in page:
-                        await slots.acquire()
-                        group.create_task(self._recover_one(entry.workflow_id, slots))
-                    after = page[-1].workflow_id
-                    self._residents.written((), self._checkpoint.written)
-        self._is_ready = self.lost is None
-
-    async def _recover_one(self, workflow_id: WorkflowId, slots: asyncio.Semaphore) -> None:
         try:
-            execution = await self._residents.get(workflow_id)
-            if not execution.is_terminal:
-                self._shards.apply_now(execution, Recovered(self._clock.now_ms()))
-        except NotFound:
-            pass  # It ended or was removed after the hint was written.
-        except ClusterError as error:
-            log.error("a workflow was not recovered", workflow_id=workflow_id, error=error.message)
-        finally:
-            slots.release()
+            await self._recovery.run()
+            await self._log.drain()
+        except Fenced:
+            return  # Whoever waits for the end of this process has been told.
+        await self._dispatcher.all_out()
+        self._desk.holds_are_counted()
+        self._is_ready = self.lost is None
 
     # -- callbacks of the parts
 
     def _written(self, workflow_ids: Sequence[WorkflowId], position: int) -> None:
         self._residents.written(workflow_ids, position)
-        self._keys.written(workflow_ids)
+        self._keys.written(workflow_ids, position)
+        # The rest of this checkpoint is still to be written: only what the last one wrote may go.
+        self._residents.relieve(self._checkpoint.written)
 
     async def _settle(self, position: int) -> None:
         await self._log.committed(position)

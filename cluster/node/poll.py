@@ -89,9 +89,14 @@ class PollDesk:
         limits_of: Callable[[str], Limits | None],
         fragment_of: Callable[[str], bytes],
         complete: Callable[[QueueItem], bytes],
+        counts_holds: bool = True,
     ) -> None:
         """`limits_of` a task type; `fragment_of` a key, as JSON members (`"workflowTask":{…},…`);
-        `complete` the payload of an item that is marked incomplete. None of them may raise."""
+        `complete` the payload of an item that is marked incomplete. None of them may raise.
+
+        `counts_holds` False: the queues do not know yet which tasks workers have from before a
+        restart, so types with a concurrency limit hand out nothing until `holds_are_counted`.
+        """
         self._queues = queues
         self._owner = owner
         self._clock = clock
@@ -105,6 +110,7 @@ class PollDesk:
         self._unsaved: set[tuple[str, str | None]] = set()
         self._parked = metrics.polls_parked.of()
         self._closed = False
+        self._counts_holds = counts_holds
         queues.watch(self._wake)
 
     async def poll(
@@ -163,6 +169,12 @@ class PollDesk:
         """What is new since the last call, to be saved."""
         unsaved, self._unsaved = self._unsaved, set()
         return [self._poll_data[key] for key in unsaved]
+
+    def holds_are_counted(self) -> None:
+        """The queues know of every task that a worker has: their limits are exact from now on."""
+        self._counts_holds = True
+        for queue in list(self._lines):
+            self._wake(queue, 0)
 
     def close(self) -> None:
         """Answer all polls at once with nothing, those that still come too."""
@@ -237,6 +249,8 @@ class PollDesk:
         """Move tasks from the queue to `polled`; returns when there may be more."""
         task_type, queue = request.task_type, polled.queue
         limits = self._limits_of(task_type)
+        if limits is not None and limits.concurrent is not None and not self._counts_holds:
+            return None
         for rounds in count(1):
             now_ms = self._clock.now_ms()
             room = request.count - len(polled.items)

@@ -119,7 +119,11 @@ class Router:
         try:
             await self._shards.view(workflow_id)
         except NotFound:
-            await self._start(workflow_id, request, found, self._clock.now_ms())
+            # Whoever else asked for the same start may have been faster since.
+            if self._shards.resident(workflow_id) is None:
+                await self._start(workflow_id, request, found, self._clock.now_ms())
+            else:
+                await self._shards.view(workflow_id)
 
     async def _definition(self, request: StartWorkflow) -> Resolved:
         if request.definition is not None:
@@ -136,7 +140,7 @@ class Router:
         found: Resolved,
         now_ms: int,
         key_row: Row | None = None,
-    ) -> None:
+    ) -> int:
         plan: Plan = self._plans.of(found.snapshot)
         header = Header(
             snapshot=found.snapshot.hash,
@@ -156,7 +160,7 @@ class Router:
         new = NewWorkflow(workflow_id, plan, header, value)
         if key_row is not None:
             new.extra_rows = (key_row,)
-        await self._shards.start(new)
+        return await self._shards.start(new)
 
     async def _start_once(self, request: StartWorkflow, found: Resolved, key: str) -> WorkflowId:
         """The check, the key's row and the start are one commit of the key's shard."""
@@ -172,10 +176,12 @@ class Router:
             record = KeyRecord(workflow_id, request.name, key, now_ms)
             row = self._keys.note(key_id, record)
             try:
-                await self._start(workflow_id, request, found, now_ms, row)
-            except BaseException:
+                entry = await self._start(workflow_id, request, found, now_ms, row)
+            except ClusterError:
+                # A caller that gives up waiting is another matter: its start goes on.
                 self._keys.forget(key_id)
                 raise
+            self._keys.committed(key_id, entry)
             return workflow_id
 
     async def _is_taken(self, record: KeyRecord, request: StartWorkflow, key: str) -> bool:

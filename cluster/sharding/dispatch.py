@@ -1,7 +1,9 @@
 """Effects on their way out: after the commit, in order, batched, repeated after a crash."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol
 
 from cluster.clock import Clock
@@ -37,6 +39,9 @@ from cluster.sharding.timers import Timers
 from cluster.store.queue_ports import QueueItem, TaskQueues
 
 log = get_log(__name__)
+
+_PAUSES_MS = (100, 400, 1_600, 6_400)
+"""Before an effect that failed is tried again."""
 
 
 class Outside(Protocol):
@@ -86,6 +91,8 @@ class Dispatcher:
         self._ended = ended
         self.shards: Shards
         self._waiting: list[Sent] = []
+        self._markers: list[asyncio.Future[None]] = []
+        self._under_way: Counter[WorkflowId] = Counter()
         self._news: asyncio.Event = asyncio.Event()
         self._group: asyncio.TaskGroup
 
@@ -94,6 +101,17 @@ class Dispatcher:
         self._waiting += effects
         self._news.set()
 
+    def all_out(self) -> asyncio.Future[None]:
+        """Done when all that was sent so far has reached its queue or is under way."""
+        marker: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._markers.append(marker)
+        self._news.set()
+        return marker
+
+    def is_under_way(self, workflow_id: WorkflowId) -> bool:
+        """Whether an effect of this workflow is being carried out whose answer is still to come."""
+        return workflow_id in self._under_way
+
     async def run(self) -> None:
         """Carry effects out until cancelled."""
         async with asyncio.TaskGroup() as self._group:
@@ -101,7 +119,11 @@ class Dispatcher:
                 await self._news.wait()
                 self._news.clear()
                 sent, self._waiting = self._waiting, []
+                markers, self._markers = self._markers, []
                 await self._carry_out(sent)
+                for marker in markers:
+                    if not marker.done():
+                        marker.set_result(None)
 
     async def _carry_out(self, sent: list[Sent]) -> None:
         batch = _QueueBatch(self._queues, self._clock)
@@ -124,25 +146,48 @@ class Dispatcher:
                     task = task_id(one.workflow_id, effect.number)
                     await batch.hold(effect.queue, task, effect.delivery)
                 case ContinueLater():
-                    self._spawn(self._continue(one.workflow_id))
+                    self._spawn(one.workflow_id, partial(self._continue, one.workflow_id))
                 case RunScript():
-                    self._spawn(self._run_script(one.workflow_id, effect))
+                    self._spawn(one.workflow_id, partial(self._run_script, one.workflow_id, effect))
                 case ResolveSubWorkflow():
-                    self._spawn(self._resolve(one.workflow_id, effect))
+                    self._spawn(one.workflow_id, partial(self._resolve, one.workflow_id, effect))
                 case ResolveFailureWorkflow():
-                    self._spawn(self._resolve_failure(one.workflow_id, effect))
+                    self._spawn(
+                        one.workflow_id, partial(self._resolve_failure, one.workflow_id, effect)
+                    )
                 case FreezeTaskDefs():
-                    self._spawn(self._freeze(one.workflow_id, effect))
+                    self._spawn(one.workflow_id, partial(self._freeze, one.workflow_id, effect))
                 case LaunchWorkflow():
-                    self._spawn(self._launch(one.workflow_id, effect))
+                    self._spawn(one.workflow_id, partial(self._launch, one.workflow_id, effect))
                 case Tell():
-                    self._spawn(self._apply(WorkflowId(effect.workflow_id), effect.event))
+                    target = WorkflowId(effect.workflow_id)
+                    self._spawn(target, partial(self._apply, target, effect.event))
                 case PushTask() | StartChild():
                     raise AssertionError("carried out by the shard itself")
         await batch.flush()
 
-    def _spawn(self, work: Awaitable[None]) -> None:
-        self._group.create_task(_guarded(work))
+    def _spawn(self, workflow_id: WorkflowId, work: Callable[[], Awaitable[None]]) -> None:
+        self._under_way[workflow_id] += 1
+        self._group.create_task(self._guarded(workflow_id, work))
+
+    async def _guarded(self, workflow_id: WorkflowId, work: Callable[[], Awaitable[None]]) -> None:
+        """One effect that fails stops no other; the audit finds what it left undone."""
+        try:
+            for pause_ms in (*_PAUSES_MS, None):
+                try:
+                    await work()
+                    return
+                except ClusterError as failure:
+                    log.warning("an effect failed", workflow_id=workflow_id, error=failure.message)
+                    if pause_ms is None or not failure.retryable:
+                        return
+                await asyncio.sleep(pause_ms / 1000)
+        except Exception:
+            log.exception("an effect failed", workflow_id=workflow_id)
+        finally:
+            self._under_way[workflow_id] -= 1
+            if not self._under_way[workflow_id]:
+                del self._under_way[workflow_id]
 
     async def _apply(self, workflow_id: WorkflowId, event: Event) -> None:
         try:
@@ -233,16 +278,6 @@ class Dispatcher:
                 error=error,
             ),
         )
-
-
-async def _guarded(work: Awaitable[None]) -> None:
-    """One effect that fails stops no other; the audit finds what it left undone."""
-    try:
-        await work
-    except ClusterError as failure:
-        log.warning("an effect failed", error=failure.message)
-    except Exception:
-        log.exception("an effect failed")
 
 
 class _QueueBatch:

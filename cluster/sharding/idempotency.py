@@ -33,6 +33,10 @@ class Keys:
         self._store = store
         self._ttl_ms = ttl_ms
         self._recent: dict[WorkflowId, KeyRecord] = {}
+        self._entries: dict[WorkflowId, int] = {}
+        """Key → log entry of its recent row, once that is known."""
+        self._written: dict[WorkflowId, int] = {}
+        """Key whose entry is not known yet → log entry up to which the store has its rows."""
         self._locks: dict[WorkflowId, tuple[asyncio.Lock, int]] = {}
 
     @asynccontextmanager
@@ -64,13 +68,29 @@ class Keys:
     def note(self, key_id: WorkflowId, record: KeyRecord) -> Row:
         """Remember a key; the row goes into the commit of the start."""
         self._recent[key_id] = record
+        self._entries.pop(key_id, None)
+        self._written.pop(key_id, None)
         return Row(key_id, KEY_ROW, _encode(record))
+
+    def committed(self, key_id: WorkflowId, entry: int) -> None:
+        """The row is in log entry `entry`."""
+        self._entries[key_id] = entry
+        self.written((key_id,), self._written.get(key_id, 0))
 
     def forget(self, key_id: WorkflowId) -> None:
         """The start did not happen."""
         self._recent.pop(key_id, None)
+        self._written.pop(key_id, None)
 
-    def written(self, key_ids: Sequence[WorkflowId]) -> None:
-        """The store has these (others may be among them)."""
+    def written(self, key_ids: Sequence[WorkflowId], position: int) -> None:
+        """The store has these as of log entry `position` (others may be among them)."""
         for key_id in key_ids:
-            self._recent.pop(key_id, None)
+            if key_id not in self._recent:
+                continue
+            # A start that came since may have put another row for the same key.
+            entry = self._entries.get(key_id)
+            if entry is None:
+                self._written[key_id] = position
+            elif entry <= position:
+                del self._recent[key_id], self._entries[key_id]
+                self._written.pop(key_id, None)

@@ -92,6 +92,9 @@ class Residents:
             self._weigh(execution)
             if execution.is_terminal:
                 self._evict(execution, position)
+
+    def relieve(self, position: int) -> None:
+        """The store has all rows of everything up to `position`: free memory, if it is short."""
         checks = _CHECKS_PER_CALL_MAX
         if self.bytes > self._bytes_max:
             # Oldest in memory first: who is used again is loaded again, at the end of the line.

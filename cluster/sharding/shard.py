@@ -146,8 +146,8 @@ class Shards:
 
     # -- what callers ask for
 
-    async def start(self, new: NewWorkflow) -> None:
-        """Create a workflow and take its first steps; returns when that is durable."""
+    async def start(self, new: NewWorkflow) -> int:
+        """Create a workflow and take its first steps; returns its entry when that is durable."""
         self._own(new.workflow_id)
         execution = Execution(new.workflow_id, new.header, new.plan)
         execution.input = new.input
@@ -155,7 +155,7 @@ class Shards:
         if variables:
             execution.variables = payloads.dump(variables)
         self.residents.add(execution)
-        await self._answer(
+        return await self._answer(
             execution, WorkflowStarted(new.header.create_ms), extra_rows=new.extra_rows
         )
 
@@ -278,11 +278,12 @@ class Shards:
 
     async def _answer(
         self, execution: Execution, event: Event, *, extra_rows: Sequence[Row] = ()
-    ) -> None:
+    ) -> int:
         entry = self._decide(execution, event, extra_rows=extra_rows)
         await self._log.committed(entry)
         if is_unsettled(execution):
             await self._settled(execution.id)
+        return entry
 
     def _decide(self, execution: Execution, event: Event, *, extra_rows: Sequence[Row] = ()) -> int:
         """One transition: decide, collect rows, hand them to the log. Never awaits."""
@@ -309,10 +310,24 @@ class Shards:
 
     def _decide_all(self, transaction: _Transaction, execution: Execution, event: Event) -> None:
         mailbox: deque[tuple[Execution, Event]] = deque(((execution, event),))
+        first = event
         while mailbox:
             execution, event = mailbox.popleft()
             transaction.touched[execution.id] = execution
-            effects = decide(execution, event, self._surroundings)
+            try:
+                effects = decide(execution, event, self._surroundings)
+            except ClusterError as refusal:
+                if event is first:
+                    raise
+                # It does not fit this relative, and has changed nothing there. What the step has
+                # changed elsewhere stands.
+                log.info(
+                    "a relative refused",
+                    workflow_id=execution.id,
+                    on=type(event).__name__,
+                    error=refusal.message,
+                )
+                continue
             for effect in effects:
                 self._take(transaction, mailbox, execution, effect, event.at_ms)
 

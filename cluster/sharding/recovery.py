@@ -1,0 +1,132 @@
+"""A new owner's first look at its open workflows: what may have been under way is asked for again.
+
+The audit (node/audit.py) uses the same way for single workflows that stand still without a cause.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from cluster.clock import Clock
+from cluster.engine.events import Recovered
+from cluster.engine.model import Execution
+from cluster.engine.recovery import awaited_children, is_unfinished, word_to_child, word_to_parent
+from cluster.engine.rows import decode_header
+from cluster.engine.transitions import OPEN_WORKFLOW
+from cluster.errors import ClusterError, NotFound
+from cluster.ids import WorkflowId
+from cluster.logs import get_log
+from cluster.sharding.residents import Residents
+from cluster.sharding.shard import Shards
+from cluster.store.ports import ExecutionStore, OpenSet
+
+log = get_log(__name__)
+
+_AT_ONCE = 64
+_PAGE = 500
+
+
+class Recovery:
+    """Has open workflows issue their effects again, and tells their families what went unheard."""
+
+    def __init__(
+        self,
+        shards: Shards,
+        *,
+        residents: Residents,
+        open_set: OpenSet,
+        executions: ExecutionStore,
+        clock: Clock,
+        on_page: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_page` is called now and then: memory that is not needed any more may be freed."""
+        self._shards = shards
+        self._residents = residents
+        self._open_set = open_set
+        self._executions = executions
+        self._clock = clock
+        self._on_page = on_page
+
+    async def run(self) -> None:
+        """Recover every open workflow of all shards. Requests are served meanwhile."""
+        slots = asyncio.Semaphore(_AT_ONCE)
+        count = 0
+        began_ms = self._clock.monotonic_ms()
+        log.info("recovery begins", shards=len(self._shards.epochs))
+        async with asyncio.TaskGroup() as group:
+            for shard in self._shards.epochs:
+                after: WorkflowId | None = None
+                while page := await self._open_set.scan(shard, after=after, limit=_PAGE):
+                    for entry in page:
+                        await slots.acquire()
+                        group.create_task(self._recover(entry.workflow_id, slots))
+                    count += len(page)
+                    after = page[-1].workflow_id
+                    self._on_page()
+        took_ms = self._clock.monotonic_ms() - began_ms
+        log.info("recovery ended", workflows=count, took_ms=took_ms)
+
+    async def _recover(self, workflow_id: WorkflowId, slots: asyncio.Semaphore) -> None:
+        try:
+            await self.recover(workflow_id)
+        except ClusterError as error:
+            log.error("a workflow was not recovered", workflow_id=workflow_id, error=error.message)
+        finally:
+            slots.release()
+
+    async def recover(self, workflow_id: WorkflowId) -> None:
+        """Recover one workflow; one that ended, or is not there, needs nothing."""
+        try:
+            execution = await self._residents.get(workflow_id)
+        except NotFound:
+            return  # It ended or was removed after the hint was written.
+        if not is_unfinished(execution):
+            return
+        at_ms = self._clock.now_ms()
+        event = word_to_child(execution, self._parent_of(execution), at_ms)
+        self._shards.apply_now(execution, event or Recovered(at_ms))
+        await self._hear_of_children(workflow_id)
+
+    def _parent_of(self, execution: Execution) -> Execution | None:
+        # A co-located parent is in memory as long as its child is.
+        parent_id = execution.header.parent_id
+        return None if parent_id is None else self._shards.resident(WorkflowId(parent_id))
+
+    async def _hear_of_children(self, workflow_id: WorkflowId) -> None:
+        """Tell a workflow of those of its children that have ended while it waits for them."""
+        for child_id in await self.ended_children(workflow_id):
+            try:
+                child = await self._residents.get(child_id)
+            except NotFound:
+                continue
+            parent = self._shards.resident(workflow_id)
+            if parent is None:
+                parent = await self._residents.get(workflow_id)
+            found = word_to_parent(parent, child, self._clock.now_ms())
+            if found is None:
+                continue
+            told, event = found
+            try:
+                self._shards.apply_now(told, event)
+            except ClusterError as error:
+                log.warning("a child was not taken along", workflow_id=told.id, error=error.message)
+
+    async def ended_children(self, workflow_id: WorkflowId) -> list[WorkflowId]:
+        """The children that a workflow in memory waits for and that are known to have ended."""
+        execution = self._shards.resident(workflow_id)
+        if execution is None or execution.is_terminal:
+            return []
+        ended, elsewhere = [], []
+        for child_id in awaited_children(execution):
+            child = self._shards.resident(child_id)
+            if child is None:
+                elsewhere.append(child_id)
+            elif child.is_terminal:
+                ended.append(child_id)
+        if elsewhere:
+            # Who is not in memory has not changed since it was written.
+            headers = await self._executions.headers(elsewhere)
+            for child_id, header in headers.items():
+                child = self._shards.resident(child_id)
+                if child is None and decode_header(header).status not in OPEN_WORKFLOW:
+                    ended.append(child_id)
+        return ended
