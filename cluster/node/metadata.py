@@ -73,6 +73,8 @@ class Metadata:
         self._cache_bytes = 0
         self._changes = 0
         self._task_defs: dict[str, Json] | None = None
+        # Names whose last write failed: it may have been done all the same.
+        self._doubtful: set[str] = set()
         self._loading: WeakValueDictionary[tuple[str, int | None], asyncio.Lock] = (
             WeakValueDictionary()
         )
@@ -222,10 +224,14 @@ class Metadata:
 
     async def remove_task_def(self, name: str) -> None:
         """NotFound: there is none."""
-        removed = await self._store.remove(TASK, name, TASK_DEF_VERSION)
-        if self._task_defs is not None:
-            self._task_defs.pop(name, None)
-        self._forget()
+        try:
+            removed = await self._store.remove(TASK, name, TASK_DEF_VERSION)
+            self._remember_task_def(name, None)
+        except BaseException:
+            self._doubtful.add(name)
+            raise
+        finally:
+            self._forget()
         if not removed:
             raise NotFound("No such task definition")
 
@@ -235,10 +241,21 @@ class Metadata:
         self._task_defs = {one.name: payloads.load(one.body) for one in found}
 
     def task_defs_at_hand(self, names: tuple[str, ...]) -> dict[str, Json] | None:
-        """What `registered_task_defs` would return, without a look into the store; None before
-        `read_task_defs`."""
+        """What `registered_task_defs` would return, without a look into the store; None where only
+        the store knows: before `read_task_defs`, and for names in doubt."""
         known = self._task_defs
-        return None if known is None else {name: known[name] for name in names if name in known}
+        if known is None or not self._doubtful.isdisjoint(names):
+            return None
+        return {name: known[name] for name in names if name in known}
+
+    def _remember_task_def(self, name: str, definition: Json | None) -> None:
+        self._doubtful.discard(name)
+        if self._task_defs is None:
+            return
+        if definition is None:
+            self._task_defs.pop(name, None)
+        else:
+            self._task_defs[name] = definition
 
     async def registered_task_defs(self, names: Iterable[str]) -> dict[str, Json]:
         """The registered ones among `names`, parsed: what dynamic steps freeze at run time."""
@@ -362,14 +379,16 @@ class Metadata:
         expected_revision: int | None,
     ) -> None:
         body = payloads.dump(definition)
-        known, self._task_defs = self._task_defs, None
         try:
             await self._store.put(
                 kind, name, version, body, at_ms=now_ms, expected_revision=expected_revision
             )
-            if known is not None and kind == TASK:
-                known[name] = definition
-            self._task_defs = known
+            if kind == TASK:
+                self._remember_task_def(name, definition)
+        except BaseException:
+            if kind == TASK:
+                self._doubtful.add(name)
+            raise
         finally:
             # Also after a fault: the write may have been done all the same.
             self._forget()

@@ -52,6 +52,7 @@ class CountingStore(MemoryMetadataStore):
 
     async def put(self, *args: Any, **options: Any) -> Definition:
         written = await super().put(*args, **options)
+        await asyncio.sleep(0)
         if self.fault_after_put:
             raise StoreFault("no answer in time")
         return written
@@ -353,6 +354,36 @@ async def test_a_write_without_answer_empties_the_cache_too(
         await metadata.register(flow(description="new"), overwrite=True)
     body = json.loads((await metadata.snapshot("w", None)).snapshot.body)
     assert body["description"] == "new"
+
+
+async def test_task_definitions_are_at_hand_as_they_were_last_written(metadata: Metadata) -> None:
+    assert metadata.task_defs_at_hand(("t0",)) is None
+    await metadata.read_task_defs()
+    async with asyncio.TaskGroup() as group:
+        for number in range(3):
+            group.create_task(metadata.register_task_defs([{"name": f"t{number}"}]))
+            group.create_task(metadata.register(flow(f"w{number}")))
+    names = ("t0", "t1", "t2", "other")
+    assert sorted(metadata.task_defs_at_hand(names) or {}) == ["t0", "t1", "t2"]
+    await metadata.register_task_defs([{"name": "t1", "retryCount": 9}])
+    await metadata.remove_task_def("t0")
+    found = metadata.task_defs_at_hand(names)
+    assert found is not None
+    assert (sorted(found), found["t1"]["retryCount"]) == (["t1", "t2"], 9)
+
+
+async def test_a_task_definition_in_doubt_is_looked_up(
+    metadata: Metadata, store: CountingStore
+) -> None:
+    await metadata.read_task_defs()
+    store.fault_after_put = True
+    with pytest.raises(StoreFault):
+        await metadata.register_task_defs([{"name": "t"}])
+    assert metadata.task_defs_at_hand(("t",)) is None
+    assert metadata.task_defs_at_hand(("u",)) == {}
+    store.fault_after_put = False
+    await metadata.register_task_defs([{"name": "t"}])
+    assert "t" in (metadata.task_defs_at_hand(("t",)) or {})
 
 
 async def test_sub_workflows_are_pinned_when_their_parent_is_frozen(metadata: Metadata) -> None:
