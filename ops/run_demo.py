@@ -56,13 +56,15 @@ def run_orders(options: argparse.Namespace) -> int:
     command += ["--server", f"http://127.0.0.1:{options.port}/api"]
     command += ["--orders", str(options.orders), "--log", str(options.data / "workers.log")]
     command += ["--exit"] if options.exit else []
-    demo = subprocess.Popen(command, cwd=ROOT)
+    # In a session of its own too: it is told to stop once, by us, and a second Ctrl-C does not
+    # tear it out of stopping its workers.
+    demo = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     try:
         return demo.wait()
     except KeyboardInterrupt:
-        # The terminal sent Ctrl-C to the demo as well; a plain `kill` reached only us.
         demo.terminate()
-        return demo.wait()
+        demo.wait()
+        return 130
 
 
 def wait_until_healthy(engine: subprocess.Popen[bytes], port: int) -> bool:
