@@ -69,7 +69,7 @@ def decide(
     Raises a ClusterError for a command that does not fit; then nothing has changed.
     """
     header = execution.header
-    status, work = header.status, header.work
+    status, work, due_ms = header.status, header.work, header.due_ms
     step = Step(execution, event.at_ms, surroundings, TASK_TYPES)
     try:
         _apply(step, event)
@@ -78,9 +78,11 @@ def decide(
     except WorkflowFailed as e:
         fail(step, WorkflowStatus(e.status), e.reason)
     run(step)
-    if header.status is not status or header.work != work:
+    if header.status is not status or header.work != work or header.due_ms != due_ms:
+        # Nothing else may have changed, as when a run is paused; yet the header is to be saved.
         execution.parts |= STATE
-    if execution.changed or execution.parts or execution.removed or step.effects:
+    asked = step.effects and not isinstance(event, Recovered)
+    if execution.changed or execution.parts or execution.removed or asked:
         header.update_ms = step.at_ms
     return step.effects
 

@@ -62,11 +62,12 @@ def loop_output(execution: Execution, loop: Task) -> dict[str, Any]:
     """
     output = execution.loops.get(loop.number)
     if output is None:
-        output = execution.loops[loop.number] = dict(execution.task_output(loop))
+        # Its keys stand in the order in which the rounds put them there.
+        output = execution.loops[loop.number] = {"iteration": 0, **execution.task_output(loop)}
         rounds = {execution.tasks[n].iteration for n in execution.members.get(loop.number, ())}
         for number in sorted(rounds - {loop.rounds}):
             output[str(number)] = {}
-        for number in execution.members.get(loop.number, ()):
+        for number in reversed(execution.members.get(loop.number, ())):
             task = execution.tasks[number]
             if not task.retried and not task.origin and task.iteration < loop.rounds:
                 output[str(task.iteration)][task.base_ref] = output_value(execution, task)

@@ -357,7 +357,7 @@ class RandomRuns(Runs):
     def tell(self, run_id: str, event: Event) -> bool:
         """Decide an event from outside; False if it was refused, having changed nothing."""
         execution = self.executions[run_id]
-        self.trace.append(f"{self.now_ms} {run_id[-4:]} {event}")
+        self.trace.append(f"{self.now_ms} {run_id[14:23]} {event}")
         ended = execution.header.status if execution.is_terminal else None
         failure = execution.header.failure_workflow
         try:
@@ -396,7 +396,7 @@ class RandomRuns(Runs):
         self._answer(run_id, effect)
 
     def _answer(self, run_id: str, effect: Effect) -> None:
-        self.trace.append(f"{self.now_ms} {run_id[-4:]} answer {effect}")
+        self.trace.append(f"{self.now_ms} {run_id[14:23]} answer {effect}")
         execution = self.executions[run_id]
         ended = execution.header.status if execution.is_terminal else None
         self._carry_out(execution, effect)
@@ -432,7 +432,7 @@ class RandomRuns(Runs):
 
     def reload_idle(self, run: Execution) -> None:
         if not run.scripts and not (run.header.work and run.header.status != "PAUSED"):
-            self.trace.append(f"reload {run.id[-4:]}")
+            self.trace.append(f"reload {run.id[14:23]}")
             self.reload(run.id)
 
     def pass_time(self, ms: int) -> None:
@@ -491,7 +491,9 @@ class RandomRuns(Runs):
         if status == "IN_PROGRESS":
             return
         self.reported.append((run.id, event))
-        if self.executions[run.id].tasks.get(task.number) in (task, None):
+        again = self.executions[run.id].tasks.get(task.number)
+        if again is None or again.is_open or self.executions[run.id].header.work:
+            # Any event takes the next turn of what is left to do.
             return
         rows = dict(self.rows[run.id])
         asked = len(self.asked)
@@ -545,26 +547,16 @@ class RandomRuns(Runs):
 
     # -- to the end
 
-    def drive(self) -> None:
-        """Do what is to be done until every run has ended."""
-        for _ in range(3_000):
+    def drive(self, *, turns: int = 3_000) -> None:
+        """Do what is to be done until every run has ended, or that many turns are over."""
+        for _ in range(turns):
             if not self._opened() and not self.asked:
                 break
-            if self._drive_once():
-                continue
-            opened = self._opened()
-            moments = [run.header.due_ms for run in opened if run.header.due_ms]
-            moments += [
-                self.executions[run_id].tasks[number].visible_ms
-                for run_id, numbers in self.queue.items()
-                for number in numbers
-            ]
-            if not moments and self._help(opened):
-                continue
-            assert moments, f"stuck: {[describe(run) for run in opened]}"
-            self.pass_time(max(0, min(moments) - self.now_ms))
+            if not self._drive_once():
+                self._wait()
         else:
-            raise AssertionError("no end")
+            assert turns < 3_000, "no end"
+            return
         for run in self.executions.values():
             assert run.is_terminal
             assert not run.open
@@ -583,6 +575,20 @@ class RandomRuns(Runs):
         if run.header.status is WorkflowStatus.COMPLETED and not run.header.terminated_output:
             for task in run.by_ref.values():
                 assert task.status not in OPEN_TASK
+
+    def _wait(self) -> None:
+        """Nothing can be done now: go to the next moment at which something can."""
+        opened = self._opened()
+        moments = [run.header.due_ms for run in opened if run.header.due_ms]
+        moments += [
+            self.executions[run_id].tasks[number].visible_ms
+            for run_id, numbers in self.queue.items()
+            for number in numbers
+        ]
+        if moments:
+            self.pass_time(max(0, min(moments) - self.now_ms))
+        else:
+            assert self._help(opened), f"stuck: {[describe(run) for run in opened]}"
 
     def _help(self, opened: list[Execution]) -> bool:
         """End an EXCLUSIVE_JOIN for which nothing was run; by itself it waits for ever."""

@@ -26,17 +26,21 @@ def _begin_round(step: Step, task: Task, node: Node, items: list[Any] | None) ->
     execution = step.execution
     output = loop_output(execution, task)
     task.rounds += 1
+    stored: dict[str, Any] = {}
     if items is not None:
-        extra: dict[str, Any] = {"loopIndex": task.rounds - 1}
+        stored["loopIndex"] = task.rounds - 1
         if task.rounds <= len(items):
-            extra["loopItem"] = items[task.rounds - 1]
-        step.set_output(task, extra)
-        output.update(extra)
+            stored["loopItem"] = items[task.rounds - 1]
+        output.update(stored)
     output["iteration"] = task.rounds
     execution.touch(task)
     last = _last_forgotten(task, node)
     if last > 0:
         _forget_rounds(step, task, min(last, task.rounds - 1))
+        # The output shows these for one round more than there are tasks to gather them from.
+        stored |= _rounds_down_from(last, output)
+    if stored:
+        step.set_output(task, stored)
     place = Place(task.number, f"{task.suffix}__{task.rounds}", task.rounds, task.origin)
     execution.hold(task.number)
     schedule(step, node.body, place)
@@ -60,9 +64,12 @@ def end_round(step: Step, task: Task, index: int) -> None:
     if last > 0:
         _forget_rounds(step, task, min(last, task.rounds - 1))
         output = loop_output(execution, task)
-        for number in range(last, 0, -1):
-            if output.pop(str(number), None) is None:
-                break
+        old = _rounds_down_from(min(last, task.rounds), output)
+        for key in old:
+            del output[key]
+        if old:
+            stored = execution.task_output(task)
+            step.set_output(task, {key: stored[key] for key in stored if key not in old})
     items = _items(step, task, node)
     condition = node.task.loop_condition
     if items is not None and task.rounds >= len(items):
@@ -135,6 +142,15 @@ def _forget_rounds(step: Step, task: Task, last: int) -> None:
             _forget_rounds(step, inner, inner.rounds)
     if old:
         step.forget([execution.tasks[number] for number in old])
+
+
+def _rounds_down_from(last: int, output: dict[str, Any]) -> dict[str, Any]:
+    """What an output holds of round `last` and those before it."""
+    found = {}
+    while str(last) in output:
+        found[str(last)] = output[str(last)]
+        last -= 1
+    return found
 
 
 def _last_forgotten(task: Task, node: Node) -> int:

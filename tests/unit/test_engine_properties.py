@@ -1,0 +1,137 @@
+"""Whatever happens to a run, in whatever order: it is never stuck, what ended stays ended, twice is
+once, and what is read from the rows goes on like what was in memory.
+
+Most of that is checked after each decision by `tests/support/random_runs.py`.
+"""
+
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.engine.rows import load
+from tests.support.engine import Runs, assert_same
+from tests.support.random_runs import RandomRuns, new_runs
+
+seeds = st.randoms(use_true_random=False)
+
+
+@settings(max_examples=150)
+@given(random=seeds, steps=st.integers(0, 60))
+def test_whatever_happens_a_run_comes_to_an_end(random: Random, steps: int) -> None:
+    runs, plan = new_runs(random)
+    runs.start(plan, {})
+    for _ in range(steps):
+        runs.happen()
+    runs.drive()
+
+
+@settings(max_examples=15)
+@given(random=seeds)
+def test_long_histories_end_too(random: Random) -> None:
+    runs, plan = new_runs(random)
+    runs.start(plan, {})
+    for _ in range(250):
+        runs.happen()
+    runs.drive()
+
+
+# Histories that once ended in a fault: what went wrong is told by the commit that added each.
+@pytest.mark.parametrize(
+    ("seed", "steps"),
+    [
+        (2, 60),
+        (39, 60),
+        (142, 60),
+        (208, 60),
+        (248, 60),
+        (258, 60),
+        (352, 60),
+        (485, 60),
+        (1369, 60),
+        (2052, 60),
+        (2233, 60),
+        (2708, 60),
+        (4057, 60),
+        (4458, 60),
+        (10367, 250),
+        (10432, 250),
+        (12229, 250),
+    ],
+)
+def test_histories_that_went_wrong_once(seed: int, steps: int) -> None:
+    random = Random(seed)
+    runs, plan = new_runs(random)
+    runs.start(plan, {})
+    for _ in range(random.randint(0, steps)):
+        runs.happen()
+    runs.drive()
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 2**32))
+def test_rows_read_at_any_point_go_on_to_the_same_end(seed: int) -> None:
+    assert _ends(seed, reload_always=False) == _ends(seed, reload_always=True)
+
+
+def _ends(seed: int, *, reload_always: bool) -> list[Any]:
+    """All rows of all runs after a calm history, with or without memory between the events."""
+    random = Random(seed)
+    runs, plan = new_runs(random, calm=True)
+    runs.reload_always = reload_always
+    runs.start(plan, {})
+    runs.drive()
+    return [runs.rows[run_id] for run_id in sorted(runs.rows)]
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 2**32), crashes=st.lists(st.integers(0, 40), max_size=3))
+def test_a_crash_at_any_point_changes_no_end(seed: int, crashes: list[int]) -> None:
+    assert _outcome(seed, crashes) == _outcome(seed, [])
+
+
+def _outcome(seed: int, crashes: list[int]) -> list[Any]:
+    runs, plan = new_runs(Random(seed), calm=True)
+    runs.start(plan, {})
+    for turn in range(3_000):
+        if all(run.is_terminal for run in runs.executions.values()) and not runs.asked:
+            break
+        if turn in crashes:
+            runs.crash()
+        runs.drive(turns=1)
+    return sorted(_story(runs, run_id) for run_id in runs.executions)
+
+
+def _story(runs: RandomRuns, run_id: str) -> Any:
+    run = runs.executions[run_id]
+    tasks = sorted((task.ref, task.status.value, task.retry_count) for task in run.tasks.values())
+    return (run.header.name, run.header.status.value, tasks)
+
+
+@settings(max_examples=40)
+@given(random=seeds, steps=st.integers(0, 40))
+def test_saved_bytes_are_the_same_when_loaded_and_saved_again(random: Random, steps: int) -> None:
+    runs, plan = new_runs(random)
+    runs.start(plan, {})
+    for _ in range(steps):
+        runs.happen()
+    for run_id, run in runs.executions.items():
+        rows, plan = runs.rows[run_id].items(), run.plan
+        first, second = (load(run.id, rows, lambda _: plan) for _ in range(2))
+        assert_same(first, second)
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 2**32))
+def test_deciding_twice_gives_the_same(seed: int) -> None:
+    def history() -> Runs:
+        random = Random(seed)
+        runs, plan = new_runs(random)
+        runs.start(plan, {})
+        for _ in range(30):
+            runs.happen()
+        return runs
+
+    assert history().rows == history().rows
