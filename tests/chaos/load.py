@@ -1,0 +1,236 @@
+"""The client: producers and workers that go on whatever becomes of the server, and note it all."""
+
+import asyncio
+import time
+from collections import Counter
+from random import Random
+from typing import Any
+
+import aiohttp
+import orjson
+
+from tests.chaos.definitions import (
+    ENDED,
+    KINDS,
+    TASK_TYPES,
+    Json,
+    answer,
+    task_definitions,
+    workflow_definitions,
+)
+from tests.chaos.ledger import Ledger
+
+PRODUCERS = 12
+POLLERS = 2
+"""Per task type."""
+
+GIVE_UP_S = 5.0
+"""From hand-over to the last attempt to report: well within the response timeout."""
+
+_WORK_S = (0.05, 0.9)
+_POLL_COUNT = 20
+_POLL_MS = 1_000
+_PAUSE_S = 0.05
+_KEYED = 0.3
+"""Share of the starts that carry an idempotency key."""
+
+_LOST = (aiohttp.ClientError, TimeoutError, ConnectionError)
+"""No answer: what was asked for may have happened or not."""
+
+
+class Load:
+    """Keeps about `open_target` workflows open. `seed` decides what is started, in which order."""
+
+    def __init__(self, url: str, ledger: Ledger, *, seed: int, open_target: int) -> None:
+        self.url = url
+        self.open_target = open_target
+        self.in_flight: Counter[str] = Counter()
+        """Requests sent and not answered: start, update, poll, terminate."""
+        self.lost: Counter[str] = Counter()
+        """Requests that never got an answer."""
+        self.unexpected: list[str] = []
+        """Answers that no client should see."""
+        self._ledger = ledger
+        self._random = Random(seed)
+        self._session: aiohttp.ClientSession
+        self._producing = True
+        self._count = 0
+        self._missing: dict[str, int] = {}
+        """Intent → results it still needs. An estimate, to steer by; proofs look elsewhere."""
+
+    @property
+    def open(self) -> int:
+        return len(self._missing)
+
+    @property
+    def writes_in_flight(self) -> int:
+        return self.in_flight.total() - self.in_flight["poll"]
+
+    async def register(self) -> None:
+        """Register all definitions."""
+        async with aiohttp.ClientSession() as session:
+            for path, body in (
+                ("/api/metadata/taskdefs", task_definitions()),
+                *(("/api/metadata/workflow", body) for body in workflow_definitions()),
+            ):
+                async with session.post(self.url + path, json=body) as response:
+                    assert response.status == 200, await response.text()
+
+    async def run(self) -> None:
+        """Start and work off workflows until cancelled."""
+        connector = aiohttp.TCPConnector(limit=0)
+        timeout = aiohttp.ClientTimeout(total=20, sock_connect=5)
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=timeout) as self._session,
+            asyncio.TaskGroup() as self._group,
+        ):
+            for _ in range(PRODUCERS):
+                self._group.create_task(self._produce())
+            for task_type in TASK_TYPES:
+                for number in range(POLLERS):
+                    self._group.create_task(self._poll(task_type, f"{task_type}-{number}"))
+
+    def stop_producing(self) -> None:
+        self._producing = False
+
+    # -- producers
+
+    async def _produce(self) -> None:
+        kinds = [kind for kind in KINDS.values() if kind.is_started]
+        weights = [kind.weight for kind in kinds]
+        while self._producing:
+            if self.open >= self.open_target:
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            self._count += 1
+            (kind,) = self._random.choices(kinds, weights)
+            is_keyed = self._random.random() < _KEYED
+            await self._start(f"i{self._count}", kind.name, self._random.randrange(1000), is_keyed)
+
+    async def _start(self, intent: str, kind: str, value: int, is_keyed: bool) -> None:
+        body: Json = {
+            "name": kind,
+            "version": 1,
+            "correlationId": intent,
+            "input": {"intent": intent, "value": value},
+        }
+        if is_keyed:
+            body["idempotencyKey"] = intent
+        await self._ledger.note("intent", intent=intent, name=kind, value=value, is_keyed=is_keyed)
+        while True:
+            status, text = await self._call("start", "POST", "/api/workflow", body)
+            if status:
+                break
+            if not is_keyed:
+                # It may have happened. To repeat it could start a second one.
+                return
+            await asyncio.sleep(_PAUSE_S)
+        if status != 200:
+            self.unexpected.append(f"start: {status} {text[:200]!r}")
+            return
+        workflow_id = text.decode()
+        await self._ledger.note("started", intent=intent, workflow_id=workflow_id)
+        if kind == ENDED:
+            self._missing[intent] = 1
+            self._group.create_task(self._terminate(intent, workflow_id))
+        else:
+            self._missing[intent] = KINDS[kind].results
+
+    async def _terminate(self, intent: str, workflow_id: str) -> None:
+        await asyncio.sleep(self._random.uniform(0.0, 2.0))
+        path = f"/api/workflow/{workflow_id}?reason=enough"
+        while True:
+            status, text = await self._call("terminate", "DELETE", path)
+            if status == 200:
+                await self._ledger.note("terminated", workflow_id=workflow_id)
+                del self._missing[intent]
+                return
+            if status:
+                self.unexpected.append(f"terminate: {status} {text[:200]!r}")
+                return
+            await asyncio.sleep(_PAUSE_S)
+
+    # -- workers
+
+    async def _poll(self, task_type: str, worker_id: str) -> None:
+        path = (
+            f"/api/tasks/poll/batch/{task_type}"
+            f"?workerid={worker_id}&count={_POLL_COUNT}&timeout={_POLL_MS}"
+        )
+        while True:
+            status, text = await self._call("poll", "GET", path)
+            if not status:
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            if status != 200:
+                self.unexpected.append(f"poll: {status} {text[:200]!r}")
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            for task in orjson.loads(text):
+                self._group.create_task(self._work(task, worker_id))
+
+    async def _work(self, task: Json, worker_id: str) -> None:
+        deadline = asyncio.get_running_loop().time() + GIVE_UP_S
+        await asyncio.sleep(self._random.uniform(*_WORK_S))
+        result, output = answer(task)
+        body = {
+            "workflowInstanceId": task["workflowInstanceId"],
+            "taskId": task["taskId"],
+            "workerId": worker_id,
+            "status": result,
+            "outputData": output,
+        }
+        # Half of the workers ask for the next task in the same request.
+        path = "/api/tasks" if self._random.random() < 0.5 else "/api/tasks/update-v2"
+        while asyncio.get_running_loop().time() < deadline:
+            status, text = await self._call("update", "POST", path, body)
+            answered_ms = now_ms()
+            if not status:
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            if status not in (200, 204):
+                self.unexpected.append(f"update: {status} {text[:200]!r}")
+                return
+            await self._ledger.note(
+                "result",
+                workflow_id=task["workflowInstanceId"],
+                task_id=task["taskId"],
+                status=result,
+                output=output,
+                answered_ms=answered_ms,
+            )
+            self._count_result(task["inputData"]["intent"])
+            if path.endswith("v2") and status == 200:
+                self._group.create_task(self._work(orjson.loads(text), worker_id))
+            return
+
+    def _count_result(self, intent: str) -> None:
+        left = self._missing.get(intent, 0)
+        if left > 1:
+            self._missing[intent] = left - 1
+        elif left == 1:
+            del self._missing[intent]
+
+    # -- requests
+
+    async def _call(self, what: str, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
+        """(HTTP status, body) of an answer that came whole; (0, b"") for one that did not."""
+        self.in_flight[what] += 1
+        try:
+            async with self._session.request(
+                method,
+                self.url + path,
+                data=None if body is None else orjson.dumps(body),
+                headers={"Content-Type": "application/json"},
+            ) as response:
+                return response.status, await response.read()
+        except _LOST:
+            self.lost[what] += 1
+            return 0, b""
+        finally:
+            self.in_flight[what] -= 1
+
+
+def now_ms() -> int:
+    """Unix time, on the clock that the server has too."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,127 @@
+"""`podium serve` as a process that is killed and started again over one data folder."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+_START_S = 60
+_DEATH_S = 20
+
+
+class Server:
+    """One data folder, one port, one process at a time. What it logs is kept, per process."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.lines: list[dict[str, Any]] = []
+        """What the present process has logged, or the last one where none runs."""
+        self.complaints: list[dict[str, Any]] = []
+        """Warnings and errors of all processes."""
+        self._process: asyncio.subprocess.Process | None = None
+        self._listening = asyncio.Event()
+        self._news = asyncio.Condition()
+        self._readers: list[asyncio.Task[None]] = []
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    async def spawn(self) -> None:
+        """Begin a process; returns at once."""
+        assert self._process is None, "one at a time"
+        self.lines = []
+        self._listening.clear()
+        podium = Path(sys.executable).parent / "podium"
+        self._process = await asyncio.create_subprocess_exec(
+            *(str(podium), "serve", "--port", str(self.port), "--data", str(self.data)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "PODIUM_LOG_LEVEL": "debug"},
+        )
+        stdout, stderr = self._process.stdout, self._process.stderr
+        assert stdout is not None
+        assert stderr is not None
+        self._readers = [
+            asyncio.create_task(self._read_log(stderr)),
+            asyncio.create_task(self._read_greeting(stdout)),
+        ]
+
+    @property
+    def was_listening(self) -> bool:
+        """Whether the present process, or the last one, came to say that it takes requests."""
+        return self._listening.is_set()
+
+    async def listening(self) -> None:
+        """Wait until it says that it takes requests."""
+        async with asyncio.timeout(_START_S):
+            await self._listening.wait()
+
+    async def logged(self, event: str, **fields: Any) -> dict[str, Any]:
+        """Wait for a line; returns within a millisecond of its writing. Looks at new lines only."""
+        seen = len(self.lines)
+        async with asyncio.timeout(_START_S), self._news:
+            while True:
+                for line in self.lines[seen:]:
+                    if line["event"] == event and fields.items() <= line.items():
+                        return line
+                seen = len(self.lines)
+                await self._news.wait()
+
+    async def kill(self) -> None:
+        """SIGKILL; returns when it is gone, its scripts' processes too."""
+        os.kill(self.pid, signal.SIGKILL)
+        assert await self._gone() == -signal.SIGKILL
+
+    async def stop(self) -> None:
+        """SIGTERM, which it obeys in order."""
+        os.kill(self.pid, signal.SIGTERM)
+        assert await self._gone() == 0, self.lines[-3:]
+
+    async def _gone(self) -> int:
+        assert self._process is not None
+        async with asyncio.timeout(_DEATH_S):
+            status = await self._process.wait()
+            # Its log ends when the last process that holds it has gone: no script outlives it.
+            await asyncio.gather(*self._readers)
+        self._process = None
+        return status
+
+    def was_in(self, phase: str) -> bool:
+        """Whether it died between "`phase` begins" and "`phase` ended", as its own log says."""
+        marks = [line["event"] for line in self.lines if line["event"].startswith(phase)]
+        return bool(marks) and marks[-1] == f"{phase} begins"
+
+    async def _read_log(self, stream: asyncio.StreamReader) -> None:
+        async for text in stream:
+            try:
+                line: dict[str, Any] = orjson.loads(text)
+            except orjson.JSONDecodeError:
+                # What is no line of the log is a traceback, or the half of a line at the end.
+                line = {"event": text.decode(errors="replace"), "level": "error"}
+            async with self._news:
+                self.lines.append(line)
+                self._news.notify_all()
+            if line["level"] not in ("debug", "info"):
+                self.complaints.append(line)
+
+    async def _read_greeting(self, stream: asyncio.StreamReader) -> None:
+        async for text in stream:
+            if b"listening" in text:
+                self._listening.set()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
