@@ -153,9 +153,9 @@ class Family:
         for run in runs:
             # The real server now and then ends a run twice at a time: that is not to be recorded.
             newest = {task["referenceTaskName"]: task for task in run["tasks"]}
-            assert len(newest) == sum(not task["retried"] for task in run["tasks"]), run
+            assert len(newest) == sum(not task["retried"] for task in run["tasks"]), seen(run)
             if run["status"] == "COMPLETED":
-                assert set(statuses(run).values()) == {"COMPLETED"}, run
+                assert set(statuses(run).values()) == {"COMPLETED"}, seen(run)
         return [seen(run) for run in runs]
 
     def revived(self) -> Json:
