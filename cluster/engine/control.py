@@ -412,7 +412,7 @@ def skip(step: Step, event: TaskSkipped) -> None:
         ref=node.ref,
         base_ref=node.ref,
         type=node.name,
-        name="",
+        name=node.name,
         status=TaskStatus.SKIPPED,
         seq=0,
         end_ms=step.at_ms,

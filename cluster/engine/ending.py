@@ -101,8 +101,7 @@ def _set_output(step: Step) -> None:
         output = execution.plan.outputs.resolve(step.root)
         execution.set_output(payloads.dump_map(output))
     else:
-        last = next(reversed(execution.tasks.values()))
-        execution.set_output(output_of(execution, last))
+        execution.set_output(output_of(execution, execution.tasks_by_seq()[-1]))
 
 
 def tell_parent(step: Step) -> None:

@@ -7,6 +7,7 @@ at the end only, with a default. Everything else in an Execution is an index ove
 
 from collections.abc import Iterator
 from heapq import heappop, heappush
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -31,6 +32,9 @@ SCANS = frozenset({"retry", "rerun", "revive", "walk"})
 
 WITHOUT_TASK = SCANS | {"start", "cancel"}
 """Kinds of work items whose number is not that of a task they stand for."""
+
+
+_SEQ = attrgetter("seq")
 
 
 class Task(msgspec.Struct, array_like=True, omit_defaults=False):
@@ -234,6 +238,10 @@ class Execution:
 
     def open_tasks(self) -> Iterator[Task]:
         return (self.tasks[number] for number in self.open)
+
+    def tasks_by_seq(self) -> list[Task]:
+        """As Conductor lists them: skipped ones, whose `seq` is 0, come first."""
+        return sorted(self.tasks.values(), key=_SEQ)
 
     # -- payloads, decoded at most once
 

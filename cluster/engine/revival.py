@@ -75,6 +75,8 @@ def _begin_again(step: Step, kind: str, task: Task) -> bool:
     if kind == RETRY and task.type != "FORK":
         attempt = next_attempt(step, task, step.execution.node_of(task), delay=0)
         attempt.reason = ""
+        # As in Conductor: only a retry by an operator shows the attempt before as executed.
+        task.executed = True
         begin_attempt(step, attempt, step.execution.node_of(task))
     elif kind != REVIVE:
         begin_in_place(step, task)

@@ -77,7 +77,7 @@ def workflow_json(
         "status": header.status.value,
         "endTime": header.end_ms,
         "workflowId": execution.id,
-        "tasks": _task_fragments(execution, execution.tasks.values(), now_ms)
+        "tasks": _task_fragments(execution, execution.tasks_by_seq(), now_ms)
         if include_tasks
         else _EMPTY_LIST,
         "input": _Fragment(execution.input),
@@ -147,7 +147,7 @@ def workflow_run_json(answer: Signalled, shown: Execution, *, now_ms: int = 0) -
         "output": _Fragment(shown.output),
         "priority": header.priority,
         "variables": _Fragment(shown.variables),
-        "tasks": _task_fragments(shown, shown.tasks.values(), now_ms),
+        "tasks": _task_fragments(shown, shown.tasks_by_seq(), now_ms),
         "createTime": header.create_ms,
         "status": header.status.value,
         "updateTime": header.update_ms,

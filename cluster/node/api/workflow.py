@@ -175,7 +175,7 @@ class WorkflowApi:
         wanted = {status for value in call.all_of("status") for status in value.split(",")}
         execution = await self._router.view(self._id(call))
         found = [
-            task for task in execution.tasks.values() if not wanted or task.status.value in wanted
+            task for task in execution.tasks_by_seq() if not wanted or task.status.value in wanted
         ]
         page = found[start : start + count]
         results = wire.tasks_json(execution, page, now_ms=self._clock.now_ms())
