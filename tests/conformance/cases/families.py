@@ -200,8 +200,13 @@ def finish(server: Server, run_id: str) -> Json:
 
 
 def child_of(server: Server, run_id: str, reference: str = "s") -> str:
-    """The id of the child that a run is waiting for."""
-    return str(server.task_when(run_id, reference, "IN_PROGRESS")["subWorkflowId"])
+    """The id of the child that a run is waiting for, once its first task is there.
+
+    The real server creates a child before it decides it.
+    """
+    child_id = str(server.task_when(run_id, reference, "IN_PROGRESS")["subWorkflowId"])
+    server.run_when(child_id, lambda run: bool(run["tasks"]))
+    return child_id
 
 
 def family(server: Server, depth: int) -> Family:
@@ -214,8 +219,6 @@ def family(server: Server, depth: int) -> Family:
     ids = [server.start("~l0")]
     for _ in range(depth):
         ids.append(child_of(server, ids[-1]))
-        # The real server creates a child before it decides it.
-        server.run_when(ids[-1], lambda run: bool(run["tasks"]))
     return Family(server, ids)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.conformance.cases.families import seen, settled
+from tests.conformance.cases.families import child_of, seen, settled
 from tests.conformance.harness import (
     Json,
     Server,
@@ -80,7 +80,7 @@ def pause_does_not_reach_sub_workflows(server: Server) -> Json:
     server.register(workflow([simple("c1"), simple("c2")], "~c"))
     sub = step("SUB_WORKFLOW", "s", {}, subWorkflowParam={"name": "~c"})
     run_id = server.launch([sub, simple("after")])
-    child_id = server.task_when(run_id, "s", "IN_PROGRESS")["subWorkflowId"]
+    child_id = child_of(server, run_id)
     ok(server.put(f"/workflow/{run_id}/pause"))
     server.work("~c1")
     server.work("~c2", {"done": 1})
@@ -101,7 +101,7 @@ def a_paused_sub_workflow_holds_its_parent(server: Server) -> Json:
     server.register(workflow([simple("c1"), simple("c2")], "~c"))
     sub = step("SUB_WORKFLOW", "s", {}, subWorkflowParam={"name": "~c"})
     run_id = server.launch([sub, simple("after")])
-    child_id = server.task_when(run_id, "s", "IN_PROGRESS")["subWorkflowId"]
+    child_id = child_of(server, run_id)
     ok(server.put(f"/workflow/{child_id}/pause"))
     server.work("~c1")
     held = [server.run(child_id)["status"], server.run(run_id)["status"]]
@@ -216,8 +216,8 @@ def terminate_reaches_children_and_theirs(server: Server) -> Json:
     server.register(workflow([simple("leaf")], "~c2"))
     server.register(workflow([deeper], "~c1"))
     run_id = server.launch([sub])
-    child_id = server.task_when(run_id, "s", "IN_PROGRESS")["subWorkflowId"]
-    grand_id = server.task_when(child_id, "s", "IN_PROGRESS")["subWorkflowId"]
+    child_id = child_of(server, run_id)
+    grand_id = child_of(server, child_id)
     ok(server.delete(f"/workflow/{run_id}", reason="why not"))
     runs = [server.ended(found) for found in (run_id, child_id, grand_id)]
     assert [run["status"] for run in runs] == ["TERMINATED"] * 3
@@ -231,7 +231,7 @@ def a_terminated_child_terminates_its_parent(server: Server) -> Json:
     sub = step("SUB_WORKFLOW", "s", {}, subWorkflowParam={"name": "~c"})
     fork = step("FORK_JOIN", "f", forkTasks=[[sub], [simple("side")]])
     run_id = server.launch([fork, step("JOIN", "j", joinOn=["s", "side"])])
-    child_id = server.task_when(run_id, "s", "IN_PROGRESS")["subWorkflowId"]
+    child_id = child_of(server, run_id)
     ok(server.delete(f"/workflow/{child_id}", reason="why not"))
     run = settled(server, run_id)
     assert run["status"] == "TERMINATED"
