@@ -164,7 +164,8 @@ class ExecutionStore(Protocol):
         """
 
     async def read(self, workflow_id: WorkflowId) -> Sequence[Row]:
-        """All rows by number, without deleted ones; empty if the workflow is not there."""
+        """All rows by number, without deleted ones; empty if the workflow was removed or never
+        there. Rows without a header are a record of their own (an idempotency key)."""
 
     async def headers(self, workflow_ids: Sequence[WorkflowId]) -> Mapping[WorkflowId, bytes]:
         """The data of the header rows of those workflows that are there."""

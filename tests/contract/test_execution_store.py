@@ -26,6 +26,14 @@ async def test_rows_come_back_by_number(stores: Stores) -> None:
     assert list(await stores.executions.read(workflow_id())) == []
 
 
+async def test_a_record_needs_no_header(stores: Stores) -> None:
+    """Idempotency keys are rows without one. A header that comes later changes nothing in them."""
+    one = workflow_id()
+    await stores.executions.write([row(one, 5, b"record")])
+    assert list(await stores.executions.read(one)) == [Row(one, 5, b"record")]
+    assert dict(await stores.executions.headers([one])) == {}
+
+
 async def test_a_row_yields_to_a_higher_revision_only(stores: Stores) -> None:
     one = workflow_id()
     for epoch, at, data in (

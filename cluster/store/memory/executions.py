@@ -21,7 +21,7 @@ class MemoryExecutionStore:
 
     async def read(self, workflow_id: WorkflowId) -> Sequence[Row]:
         held = self._workflows.get(workflow_id, {})
-        if HEADER not in held or not held[HEADER][0].data:
+        if HEADER in held and not held[HEADER][0].data:
             return []
         return [held[number][0] for number in sorted(held) if held[number][0].data]
 

@@ -42,7 +42,7 @@ class SqlExecutionStore:
                 "SELECT number, data FROM executions WHERE workflow_id = ? ORDER BY number",
                 (to_bytes(workflow_id),),
             ).fetchall()
-            if not found or found[0][0] != HEADER or not found[0][1]:
+            if found and found[0][0] == HEADER and not found[0][1]:
                 return []
             return [Row(workflow_id, number, data) for number, data in found if data]
 
