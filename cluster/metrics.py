@@ -24,6 +24,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+AUDIT_KINDS = ("child", "effect", "queue", "timer", "walk")
+"""What an open workflow may lack: see node/audit.py."""
 OTHER = "_other"
 """Stands for the values of users' labels once a family has as many children as it may."""
 NO_DOMAIN = "null"
@@ -302,7 +304,10 @@ class Metrics:
         self.quarantined_workflows = gauge(
             "quarantined_workflows", "Workflows whose decision raised and that are left alone."
         )
-        self.audit_repairs = counter("audit_repairs", "What the audit had to put right.")
+        self.audit_repairs = counter("audit_repairs", "What the audit had to put right.", "kind")
+        for kind in AUDIT_KINDS:
+            # There from the start: what should stay 0 must be there to be watched.
+            self.audit_repairs.of(kind)
         self.lease_lost = counter("lease_lost", "Leases that ran out under their holder.")
         self.shard_owned = gauge("shard_owned", "Shards this node owns.")
         self.shard_takeover = histogram(

@@ -114,6 +114,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, about("Processes that evaluate scripts and jq.", "processes", ge=1, le=64)
     ] = 2
 
+    audit_interval_ms: Annotated[
+        int, about("Pause between two walks over all open workflows.", "ms", ge=10)
+    ] = 120_000
+    audit_workflows_per_s: Annotated[
+        int, about("Open workflows looked at per second in such a walk.", "workflows", ge=1)
+    ] = 50
+    audit_grace_ms: Annotated[
+        int,
+        about("A workflow without a live cause for this long is repaired and counted.", "ms", ge=0),
+    ] = 10_000
+
     idempotency_ttl_days: Annotated[
         int, about("How long an idempotency key is remembered.", "days", ge=1)
     ] = 7

@@ -1,13 +1,15 @@
 """What a new owner asks for again: every effect follows from the saved state."""
 
+from cluster.engine.causes import ASKING, stands
 from cluster.engine.effects import HoldTask, PushTask
 from cluster.engine.ending import compensate
 from cluster.engine.events import ChildEnded, Retried, Terminated
 from cluster.engine.model import Execution, Task
 from cluster.engine.retries import arm_all
+from cluster.engine.revival import RESUME, go_on
 from cluster.engine.step import Step, queue_name
 from cluster.engine.transitions import TaskStatus, WorkflowStatus
-from cluster.ids import WorkflowId
+from cluster.ids import WorkflowId, slot_of
 
 
 def recover(step: Step) -> None:
@@ -23,6 +25,8 @@ def recover(step: Step) -> None:
     if execution.is_terminal:
         return
     arm_all(step)
+    if header.status is WorkflowStatus.RUNNING and stands(execution):
+        go_on(step, RESUME)
     in_work = {number for kind, number, _ in header.work if kind in ("begin", "resume")}
     for task in list(execution.open_tasks()):
         if step.types[task.type].is_worker:
@@ -47,28 +51,24 @@ def _ask_again(step: Step, task: Task) -> None:
         # A scan that is under way looks at the loops itself, when it has seen all tasks.
         if not execution.pending.get(task.number) and not step.is_scanning:
             step.later("resume", task.number, 0, task.scope)
-    elif task.type in _ASKING or task.status is TaskStatus.SCHEDULED:
+    elif task.type in ASKING or task.status is TaskStatus.SCHEDULED:
         node = execution.node_of(task)
         if task.type == "SUB_WORKFLOW" and task.status is not TaskStatus.SCHEDULED:
             return
         step.type_of(task, node).begin(step, task, node)
 
 
-_ASKING = frozenset(
-    {"SWITCH", "DECISION", "INLINE", "LAMBDA", "JSON_JQ_TRANSFORM", "FORK", "DYNAMIC"}
-)
-"""Types that are open only while they wait for an answer from outside the engine."""
-
-
 # -- what relatives told each other in one commit, or in an effect that a crash has swallowed
 
 
 def awaited_children(execution: Execution) -> list[WorkflowId]:
-    """The children that an open run waits for."""
+    """The children in its own slot that an open run waits for."""
     return [
         WorkflowId(task.sub_workflow_id)
         for task in execution.open_tasks()
-        if task.type == "SUB_WORKFLOW" and task.sub_workflow_id
+        if task.type == "SUB_WORKFLOW"
+        and task.sub_workflow_id
+        and slot_of(execution.id) == slot_of(task.sub_workflow_id)
     ]
 
 

@@ -25,6 +25,7 @@ from cluster.metrics import Metrics
 from cluster.node import wire
 from cluster.node.api import bulk, health, later, metadata, tasks, workflow
 from cluster.node.api.services import Services
+from cluster.node.audit import Audit, Parts
 from cluster.node.executors.scripts import ScriptPool, check_javascript
 from cluster.node.limits import TaskLimits
 from cluster.node.metadata import Metadata
@@ -269,7 +270,25 @@ class Node:
             open_set=stores.open_set,
             executions=stores.executions,
             clock=clock,
-            on_page=lambda: self._residents.relieve(self._checkpoint.written),
+            on_page=self._relieve,
+        )
+        self.audit = Audit(
+            Parts(
+                shards=self._shards,
+                residents=self._residents,
+                open_set=stores.open_set,
+                queues=queues,
+                timers=self._timers,
+                dispatcher=self._dispatcher,
+                recovery=self._recovery,
+                commit_log=self._log,
+            ),
+            clock=clock,
+            metrics=self.metrics,
+            interval_ms=settings.audit_interval_ms,
+            workflows_per_s=settings.audit_workflows_per_s,
+            grace_ms=settings.audit_grace_ms,
+            on_page=self._relieve,
         )
         self._desk = PollDesk(
             queues=queues,
@@ -372,7 +391,8 @@ class Node:
         self._stopped.set()
 
     async def _recover(self) -> None:
-        """Have every open workflow issue again what its last process may not have done."""
+        """Have every open workflow issue again what its last process may not have done; then see
+        to it, for good, that each of them goes on."""
         try:
             await self._recovery.run()
             await self._log.drain()
@@ -381,13 +401,17 @@ class Node:
         await self._dispatcher.all_out()
         self._desk.holds_are_counted()
         self._is_ready = self.lost is None
+        await self.audit.run()
 
     # -- callbacks of the parts
 
     def _written(self, workflow_ids: Sequence[WorkflowId], position: int) -> None:
         self._residents.written(workflow_ids, position)
         self._keys.written(workflow_ids, position)
-        # The rest of this checkpoint is still to be written: only what the last one wrote may go.
+        self._relieve()
+
+    def _relieve(self) -> None:
+        # The checkpoint under way has written a part only: what the last one wrote may go.
         self._residents.relieve(self._checkpoint.written)
 
     async def _settle(self, position: int) -> None:

@@ -82,12 +82,12 @@ class Recovery:
         if not is_unfinished(execution):
             return
         at_ms = self._clock.now_ms()
-        event = word_to_child(execution, self._parent_of(execution), at_ms)
+        event = word_to_child(execution, self.parent_of(execution), at_ms)
         self._shards.apply_now(execution, event or Recovered(at_ms))
         await self._hear_of_children(workflow_id)
 
-    def _parent_of(self, execution: Execution) -> Execution | None:
-        # A co-located parent is in memory as long as its child is.
+    def parent_of(self, execution: Execution) -> Execution | None:
+        """The parent of a workflow in memory, which is then in memory too if it is co-located."""
         parent_id = execution.header.parent_id
         return None if parent_id is None else self._shards.resident(WorkflowId(parent_id))
 

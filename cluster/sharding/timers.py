@@ -19,6 +19,7 @@ HORIZON_MS = 60_000
 
 _READ_EVERY_MS = 20_000
 _PAGE = 1_000
+_PAGE_MAX = 64_000
 _SLEEP_MS_MAX = 1_000
 _AT_ONCE_MAX = 256
 
@@ -45,6 +46,14 @@ class Timers:
         heappush(self._heap, (due_ms, workflow_id))
         if self._heap[0][0] == due_ms:
             self._earlier.set()
+
+    def is_armed(self, workflow_id: WorkflowId, due_ms: int) -> bool:
+        """Whether a timer will fire at `due_ms` or before. What is far off counts as armed."""
+        if due_ms - self._clock.now_ms() > HORIZON_MS // 2:
+            # It may still be in the open set only; it is read well before it is due.
+            return True
+        armed_ms = self._due.get(workflow_id)
+        return armed_ms is not None and armed_ms <= due_ms
 
     def forget(self, workflow_id: WorkflowId) -> None:
         """The workflow has ended."""
@@ -104,7 +113,14 @@ class Timers:
 
     async def _read(self, shard: ShardId) -> None:
         before_ms = self._clock.now_ms() + HORIZON_MS
-        for entry in await self._open_set.due(shard, before_ms=before_ms, limit=_PAGE):
-            due_ms = entry.next_due_ms
-            if due_ms is not None and entry.workflow_id not in self._due:
-                self.arm(entry.workflow_id, due_ms)
+        limit = _PAGE
+        while True:
+            found = await self._open_set.due(shard, before_ms=before_ms, limit=limit)
+            for entry in found:
+                due_ms = entry.next_due_ms
+                if due_ms is not None and entry.workflow_id not in self._due:
+                    self.arm(entry.workflow_id, due_ms)
+            if len(found) < limit or limit >= _PAGE_MAX:
+                return
+            # The first ones may all be known already: those behind them come into reach too.
+            limit *= 4

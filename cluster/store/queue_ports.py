@@ -108,6 +108,9 @@ class TaskQueues(Protocol):
         """Workers have these tasks (queue → id → delivery), says their owner after a restart: they
         count against the limits, even beyond them."""
 
+    async def unknown(self, batch: Mapping[str, Sequence[TaskId]]) -> Sequence[TaskId]:
+        """Those among some tasks (queue → ids) that neither wait nor are held, in no order."""
+
     async def sizes(self, queues: Sequence[str] | None = None) -> dict[str, QueueSize]:
         """Depth of the named queues, or of all that hold a task; unknown ones are empty."""
 

@@ -99,6 +99,13 @@ class MemoryTaskQueues:
             lane = self._lanes.get(queue) or self._open(queue)
             lane.group.held += lane.hold(deliveries)
 
+    async def unknown(self, batch: Mapping[str, Sequence[TaskId]]) -> Sequence[TaskId]:
+        found: list[TaskId] = []
+        for queue, task_ids in batch.items():
+            lane = self._lanes.get(queue)
+            found += task_ids if lane is None else lane.unknown(task_ids)
+        return found
+
     async def sizes(self, queues: Sequence[str] | None = None) -> dict[str, QueueSize]:
         lanes = self._lanes
         if queues is None:
@@ -313,6 +320,10 @@ class _Lane:
             self.held[task_id] = delivery
         self._compact()
         return len(self.held) - before
+
+    def unknown(self, task_ids: Iterable[TaskId]) -> Iterable[TaskId]:
+        known, held = self.waiting, self.held
+        return [one for one in task_ids if one not in known and one not in held]
 
     def size(self) -> QueueSize:
         return QueueSize(len(self.waiting), len(self.held), self.next_ms())
