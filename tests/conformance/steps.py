@@ -75,30 +75,40 @@ def settled(server: Server, run_id: str, seconds: float = WAIT_S) -> Json:
 def shown(run: Json) -> Json:
     """All of a run that does not depend on the moment.
 
-    What a canceled JOIN holds does: the real server evaluates it now and then, and may find it in
-    the ended run once more. So does the output of a run that ends with such a JOIN.
+    What a JOIN holds that was open when its run failed for another task does: the real server
+    evaluates it now and then, and once more before or after that end, so that it is CANCELED or
+    FAILED by chance. So does the output of a run that ends with such a JOIN.
     """
-    tasks = [shown_task(task) for task in run["tasks"]]
+    cut_off = [task for task in run["tasks"] if is_cut_off(run, task)]
     fields = ["status", "reasonForIncompletion"]
-    if not (run["tasks"] and is_canceled_join(run["tasks"][-1])):
+    if not (cut_off and run["tasks"][-1] is cut_off[-1]):
         fields.append("output")
+    refs = set(run["failedReferenceTaskNames"]) - {task["referenceTaskName"] for task in cut_off}
+    names = set(run["failedTaskNames"]) - {task["taskDefName"] for task in cut_off}
     return {
         **pick(run, *fields),
-        "failed": [sorted(run["failedReferenceTaskNames"]), sorted(run["failedTaskNames"])],
-        "tasks": tasks,
+        "failed": [sorted(refs), sorted(names)],
+        "tasks": [shown_task(run, task) for task in run["tasks"]],
     }
 
 
-def is_canceled_join(task: Json) -> bool:
-    return bool(task["taskType"] == "JOIN" and task["status"] == "CANCELED")
+def is_cut_off(run: Json, task: Json) -> bool:
+    """Whether it is a JOIN that did not end by itself: the run does not name it as the reason."""
+    if task["taskType"] != "JOIN":
+        return False
+    is_reason = task["taskId"] in run.get("reasonForIncompletion", "")
+    return task["status"] == "CANCELED" or (task["status"] == "FAILED" and not is_reason)
 
 
-def shown_task(task: Json) -> Json:
-    fields = ["referenceTaskName", "taskType", "taskDefName", "status", "retryCount", "iteration"]
+def shown_task(run: Json, task: Json) -> Json:
+    fields = ["referenceTaskName", "taskType", "taskDefName", "retryCount", "iteration"]
     fields += ["inputData"]
-    if not is_canceled_join(task):
+    seen: Json = {"status": task["status"]}
+    if is_cut_off(run, task):
+        seen = {"status": "CANCELED"}
+    else:
         fields += ["outputData", "reasonForIncompletion"]
-    seen = pick(task, *fields)
+    seen |= pick(task, *fields)
     # The full steps are compared once, by its own case.
     seen["inputData"] = {k: v for k, v in seen["inputData"].items() if k != "forkedTaskDefs"}
     return seen

@@ -373,7 +373,6 @@ def items_may_start_sub_workflows(server: Server) -> Json:
 def items_of_an_unknown_workflow_fail(server: Server) -> Json:
     server.register(workflow([inline("k", "1")], "~c"))
     given: Json = {
-        "name": {"forkTaskWorkflow": "~nosuch", "forkTaskInputs": [1]},
         "version": {
             "forkTaskWorkflow": "~c",
             "forkTaskWorkflowVersion": "9",
@@ -384,6 +383,17 @@ def items_of_an_unknown_workflow_fail(server: Server) -> Json:
     seen = {name: outcome(server, dynamic_fork(input)) for name, input in given.items()}
     assert {run["status"] for run in seen.values()} == {"FAILED"}
     return seen
+
+
+@rule(148, difference="the fork is there, and its branch says that there is no such workflow")
+def items_of_a_workflow_without_any_version_fail(server: Server) -> Json:
+    input = {"forkTaskWorkflow": "~nosuch", "forkTaskInputs": [1]}
+    run = outcome(server, dynamic_fork(input))
+    assert run["status"] == "FAILED"
+    assert "~nosuch" in run["reasonForIncompletion"]
+    made = ["f", "_f_0", "j"] if server.is_ours else []
+    assert names(run) == made
+    return run
 
 
 @rule(148)

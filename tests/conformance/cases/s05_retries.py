@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from tests.conformance.cases.s06_timeouts import short
 from tests.conformance.harness import (
     Json,
     Server,
@@ -194,19 +195,35 @@ def a_retry_waits_for_its_delay(server: Server) -> Json:
 
 @rule(79)
 def the_total_timeout_ends_the_retries(server: Server) -> Json:
+    run = failed_too_late(server, timeoutPolicy="ALERT_ONLY")
+    assert run["status"] == "FAILED"
+    assert "exceeded total timeout of 1 seconds" in run["reasonForIncompletion"]
+    return short(run)
+
+
+@rule(79, 90, difference="a task is timed out when its time is up, not when somebody looks at it")
+def the_total_timeout_ends_a_task_in_a_workers_hands(server: Server) -> Json:
+    run = failed_too_late(server)
+    ended = ("TIMED_OUT", "TIMED_OUT") if server.is_ours else ("FAILED", "FAILED")
+    assert (run["status"], run["tasks"][1]["status"]) == ended
+    assert "exceeded total timeout of 1 seconds" in run["reasonForIncompletion"]
+    return short(run)
+
+
+def failed_too_late(server: Server, **fields: Json) -> Json:
+    """The end of a run whose second attempt fails when the time for all attempts is over."""
     server.register(
-        task_def("~a", retryCount=5, retryDelaySeconds=0, totalTimeoutSeconds=1),
+        task_def("~a", retryCount=5, retryDelaySeconds=0, totalTimeoutSeconds=1, **fields),
         workflow([simple("a")]),
     )
     run_id = server.start()
     server.work("~a", status="FAILED", reasonForIncompletion="early")
-    early = server.run(run_id)["status"]
     task = server.take("~a")
     time.sleep(1.1)
     server.update(task, "FAILED", reasonForIncompletion="late")
     run = server.ended(run_id)
-    assert (early, len(run["tasks"])) == ("RUNNING", 2)
-    return summary(run)
+    assert len(run["tasks"]) == 2
+    return run
 
 
 @rule(80, 82, 83)

@@ -50,10 +50,8 @@ def short(run: Json) -> Json:
     seen = summary(run)
     for part in (seen, *seen["tasks"]):
         if "reasonForIncompletion" in part:
-            text = re.sub(
-                r"(after|elapsed) \d+ seconds", r"\1 N seconds", part["reasonForIncompletion"]
-            )
-            part["reasonForIncompletion"] = text
+            text = part["reasonForIncompletion"]
+            part["reasonForIncompletion"] = MEASURED.sub(r"\1 N seconds", text)
     return seen
 
 

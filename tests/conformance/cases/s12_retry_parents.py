@@ -401,7 +401,7 @@ def retry_of_a_terminated_parent_without_sub_workflows(server: Server) -> Json:
 @rule(233, recorded=True)
 def a_child_that_is_retried_by_its_task_definition_is_superseded(server: Server) -> Json:
     server.register(workflow([simple("c1")], "~c"))
-    server.register(task_def("s", retryCount=0), task_def("~s", retryCount=1, retryDelaySeconds=0))
+    server.register(task_def("~s", retryCount=1, retryDelaySeconds=0))
     run_id = server.launch([sub("s", "~c", name="~s")])
     old_id = child_of(server, run_id)
     fail(server, old_id, "c1")
