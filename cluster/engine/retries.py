@@ -112,12 +112,14 @@ def due_of(task: Task, node: Node, definition: TaskDef | None) -> int:
     due = task.wake_ms
     if definition is None:
         return due
-    if definition.total_timeout_seconds > 0:
+    # A timeout that only alerts ends nothing, and must not stand before one that does.
+    ends = definition.timeout_policy != "ALERT_ONLY"
+    if ends and definition.total_timeout_seconds > 0:
         due = _earlier(due, task.first_scheduled_ms + definition.total_timeout_seconds * 1000)
-    if definition.timeout_seconds > 0 and task.start_ms:
+    if ends and definition.timeout_seconds > 0 and task.start_ms:
         due = _earlier(due, _timeout_due(task, definition))
     if task.status is TaskStatus.SCHEDULED:
-        if definition.poll_timeout_seconds:
+        if ends and definition.poll_timeout_seconds:
             due = _earlier(due, _poll_due(task, definition))
     elif definition.response_timeout_seconds > 0 and not node.task.async_complete:
         due = _earlier(due, _response_due(task, definition))
