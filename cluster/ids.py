@@ -67,6 +67,11 @@ def slot_of(workflow_or_task: str) -> int:
     return int(workflow_or_task[27:31], 16)
 
 
+def same_slot(one: str, other: str) -> bool:
+    """Whether two ids live together: on one shard, however many shards there are."""
+    return one[27:31] == other[27:31]
+
+
 def time_of(workflow_or_task: str) -> int:
     """The Unix milliseconds an id was drawn at."""
     return int(workflow_or_task[:8] + workflow_or_task[9:13], 16)

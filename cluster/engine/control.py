@@ -4,8 +4,7 @@ Commands check first and change then: one that raises has changed nothing.
 """
 
 from cluster.engine import payloads
-from cluster.engine.effects import Tell
-from cluster.engine.ending import cancel_open_tasks, tell_parent
+from cluster.engine.ending import cancel_open_tasks
 from cluster.engine.ending import terminate as end_terminated
 from cluster.engine.events import (
     ChildRevived,
@@ -18,6 +17,7 @@ from cluster.engine.events import (
 )
 from cluster.engine.indexes import reindex
 from cluster.engine.model import NO_SCOPE, Execution, Task
+from cluster.engine.outbox import is_news, tell_ended, tell_revived
 from cluster.engine.plan import Plan
 from cluster.engine.retries import arm, arm_all
 from cluster.engine.revival import (
@@ -103,7 +103,7 @@ def restart(step: Step) -> None:
     header.last_retried_ms = 0
     header.end_ms = 0
     arm_all(step)
-    _revive_parent(step)
+    tell_revived(step)
 
 
 def check_restart(execution: Execution, plan: Plan) -> None:
@@ -131,7 +131,7 @@ def rerun(step: Step, event: Rerun) -> None:
     else:
         _rerun_from(step, target, event.task_input)
     arm_all(step)
-    _revive_parent(step)
+    tell_revived(step)
 
 
 def must_have_ended(execution: Execution, verb: str) -> None:
@@ -265,7 +265,7 @@ def retry(step: Step, event: Retried) -> None:
         raise NotFound(f"Workflow is still running.  status={execution.header.status}")
     if event.by_parent and not retryable(execution):
         # Nothing of it can be tried again: its end is what the parent gets, once more.
-        tell_parent(step)
+        tell_ended(step)
         return
     if not execution.tasks:
         raise Conflict("Workflow has not started yet")
@@ -285,7 +285,7 @@ def retry(step: Step, event: Retried) -> None:
     go_on(step, RETRY)
     arm_all(step)
     if not event.by_parent:
-        _revive_parent(step)
+        tell_revived(step)
 
 
 def _retry_in_place(step: Step, task: Task) -> None:
@@ -335,6 +335,8 @@ def on_child_revived(step: Step, event: ChildRevived) -> None:
     ):
         # Superseded by a restart, a retry or a rerun of this run: the child lives on alone.
         return
+    if not is_news(step, task, event):
+        return
     was_terminal = execution.is_terminal
     if was_terminal:
         _finish_cancelling(step)
@@ -350,14 +352,7 @@ def on_child_revived(step: Step, event: ChildRevived) -> None:
             reopen_waiting(step, other)
     go_on(step, REVIVE)
     arm_all(step)
-    _revive_parent(step)
-
-
-def _revive_parent(step: Step) -> None:
-    header = step.execution.header
-    if header.parent_id is not None:
-        event = ChildRevived(step.at_ms, header.parent_number, step.execution.id)
-        step.effects.append(Tell(header.parent_id, event))
+    tell_revived(step)
 
 
 # -- the state of a run that goes on

@@ -14,6 +14,7 @@ from cluster.engine.events import (
     ChildEnded,
     ChildRevived,
     Continued,
+    Delivered,
     Event,
     FailureWorkflowResolved,
     LeaseExtended,
@@ -38,6 +39,7 @@ from cluster.engine.events import (
     WorkflowStarted,
 )
 from cluster.engine.model import INPUT, STATE, VARIABLES, Execution, Task
+from cluster.engine.outbox import RETRY, START, forget, is_new, is_news
 from cluster.engine.plan import Node
 from cluster.engine.recovery import recover
 from cluster.engine.retries import (
@@ -123,12 +125,16 @@ def _apply(step: Step, event: Event) -> None:
             control.pause(step)
         case Resumed():
             control.resume(step)
+        case Delivered():
+            on_delivered(step, event)
         case Terminated():
-            control.terminate(step, event)
+            if is_new(step, event):
+                control.terminate(step, event)
         case Restarted():
             control.restart(step)
         case Retried():
-            control.retry(step, event)
+            if is_new(step, event):
+                control.retry(step, event)
         case Rerun():
             control.rerun(step, event)
         case TaskSkipped():
@@ -355,9 +361,27 @@ def on_workflow_launched(step: Step, event: WorkflowLaunched) -> None:
 
 
 def on_child_ended(step: Step, event: ChildEnded) -> None:
-    task = open_task(step, event.number)
-    if task is not None and task.sub_workflow_id == event.child_id:
+    task = step.execution.tasks.get(event.number)
+    if task is None or task.sub_workflow_id != event.child_id or not is_news(step, task, event):
+        return
+    if open_task(step, event.number) is not None:
         sub_workflow.on_child_ended(step, task, event)
+
+
+def on_delivered(step: Step, event: Delivered) -> None:
+    """Another shard has an order; where it could not be carried out, the task is told."""
+    order = forget(step, event.mark)
+    if order is None or event.outcome == "done":
+        return
+    task = open_task(step, order.number)
+    if task is None or task.sub_workflow_id != order.target or task.asked != event.mark:
+        return
+    if order.kind == START:
+        snapshot, name = order.text.split(" ", 1)
+        sub_workflow.place(step, task, step.execution.node_of(task), snapshot, name)
+    elif order.kind == RETRY:
+        reason = f"Sub workflow {order.target} is not there any more"
+        step.finish(task, TaskStatus.FAILED, reason)
 
 
 def on_failure_workflow_resolved(step: Step, event: FailureWorkflowResolved) -> None:

@@ -78,6 +78,8 @@ class StartChild(_Effect, frozen=True):
     """0: no link back (failure workflows)."""
     failed_run: bool = False
     """Add the whole failed run to the input, as `failedWorkflow`."""
+    mark: int = 0
+    """On another shard: the parent's order that starts it."""
 
 
 class LaunchWorkflow(_Effect, frozen=True):
@@ -101,6 +103,21 @@ class Tell(_Effect, frozen=True):
 
     workflow_id: str
     event: Event
+
+
+class Post(_Effect, frozen=True):
+    """Hand order `mark` to another shard: an event for `target`, or the start of `target`.
+
+    Orders of one workflow for one target are handed over in the order of their marks, each when
+    the one before was acknowledged; comes back as Delivered.
+    """
+
+    mark: int
+    target: str
+    event: Event | None = None
+    start: StartChild | None = None
+    repeated: bool = False
+    """It may have been handed over before: the child may be there."""
 
 
 class ArmTimer(_Effect, frozen=True):
@@ -128,6 +145,7 @@ Effect = (
     | LaunchWorkflow
     | ResolveFailureWorkflow
     | Tell
+    | Post
     | ArmTimer
     | ContinueLater
     | WorkflowEnded

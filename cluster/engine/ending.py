@@ -1,9 +1,9 @@
 """How a workflow ends: its output, its open tasks, its children, its parent, its compensation."""
 
 from cluster.engine import payloads
-from cluster.engine.effects import ResolveFailureWorkflow, Tell, WorkflowEnded
-from cluster.engine.events import ChildEnded, Terminated
+from cluster.engine.effects import ResolveFailureWorkflow, WorkflowEnded
 from cluster.engine.model import Task
+from cluster.engine.outbox import tell_ended, terminate_child
 from cluster.engine.step import Step
 from cluster.engine.transitions import (
     UNSUCCESSFUL_TASK,
@@ -89,7 +89,7 @@ def _end(step: Step, status: WorkflowStatus, reason: str) -> None:
         # As in Conductor: nothing came after it. A retry walks on from here again.
         task.executed = False
         execution.touch(task)
-    tell_parent(step)
+    tell_ended(step)
     step.effects.append(WorkflowEnded())
 
 
@@ -104,26 +104,6 @@ def _set_output(step: Step) -> None:
         execution.set_output(output_of(execution, execution.tasks_by_seq()[-1]))
 
 
-def tell_parent(step: Step) -> None:
-    """Hand the end of a child to the task that waits for it, in the same commit."""
-    execution = step.execution
-    header = execution.header
-    if header.parent_id is not None:
-        step.effects.append(
-            Tell(
-                header.parent_id,
-                ChildEnded(
-                    at_ms=step.at_ms,
-                    number=header.parent_number,
-                    child_id=execution.id,
-                    status=header.status.value,
-                    output=execution.output,
-                    reason=header.reason,
-                ),
-            )
-        )
-
-
 def cancel_open_tasks(step: Step) -> bool:
     """Cancel what is still open, children included; False when some are left for the next turn."""
     execution = step.execution
@@ -136,16 +116,16 @@ def cancel_open_tasks(step: Step) -> bool:
         step.close(task, TaskStatus.CANCELED)
         if task.type in GATHERING:
             step.set_output(task, gathered)
-        terminate_child(step, task)
+        _terminate_child(step, task)
     return True
 
 
-def terminate_child(step: Step, task: Task) -> None:
+def _terminate_child(step: Step, task: Task) -> None:
     """End the child that a closed SUB_WORKFLOW task has started."""
     if task.sub_workflow_id and task.type == "SUB_WORKFLOW":
-        reason = f"Parent workflow has been terminated with reason: {step.execution.header.reason}"
-        event = Terminated(at_ms=step.at_ms, reason=reason, by_parent=True)
-        step.effects.append(Tell(task.sub_workflow_id, event))
+        header = step.execution.header
+        reason = f"Parent workflow has been terminated with reason: {header.reason}"
+        terminate_child(step, task, reason)
 
 
 def compensate(step: Step) -> None:

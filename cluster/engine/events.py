@@ -1,6 +1,6 @@
 """All that can happen to a workflow: the inputs of `decide`. `at_ms` is stamped by the owner."""
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -123,6 +123,10 @@ class ChildEnded(_Event, frozen=True):
     status: str
     output: bytes
     reason: str
+    mark: int = 0
+    """From another shard: which order of the child this is (outbox.py)."""
+    heard: int = 0
+    """From another shard: the last order of the parent the child had heard."""
 
 
 class ChildRevived(_Event, frozen=True):
@@ -130,6 +134,16 @@ class ChildRevived(_Event, frozen=True):
 
     number: int
     child_id: str
+    mark: int = 0
+    heard: int = 0
+
+
+class Delivered(_Event, frozen=True):
+    """Another shard has order `mark`: it is durable there, or needs not be."""
+
+    mark: int
+    outcome: Literal["done", "gone", "taken"] = "done"
+    """gone: there is no such workflow; taken: the id of a start belongs to another workflow."""
 
 
 class Paused(_Event, frozen=True):
@@ -143,6 +157,8 @@ class Resumed(_Event, frozen=True):
 class Terminated(_Event, frozen=True):
     reason: str
     by_parent: bool = False
+    mark: int = 0
+    """From another shard: which order of the parent this is."""
 
 
 class Restarted(_Event, frozen=True):
@@ -154,6 +170,7 @@ class Retried(_Event, frozen=True):
 
     by_parent: bool = False
     """A parent that goes on takes its failed children along; it needs no telling."""
+    mark: int = 0
 
 
 class Rerun(_Event, frozen=True):
@@ -203,6 +220,7 @@ Event = (
     | FailureWorkflowResolved
     | ChildEnded
     | ChildRevived
+    | Delivered
     | Paused
     | Resumed
     | Terminated

@@ -86,6 +86,10 @@ class Task(msgspec.Struct, array_like=True, omit_defaults=False):
     """Counts the scripts and look-ups this task sent out; an answer to an older one is ignored."""
     input: bytes = payloads.EMPTY
     output: bytes = payloads.EMPTY
+    heard: int = 0
+    """Child on another shard: mark of the last word heard from it (outbox.py)."""
+    asked: int = 0
+    """The same: mark of the last order it has to hear before its word counts."""
 
     @property
     def is_open(self) -> bool:
@@ -136,6 +140,23 @@ class Header(msgspec.Struct, array_like=True):
     """Counts how often it went on after its end; each time has a failure workflow of its own."""
     shows_failures: bool = False
     """It ended once: from then on the names of failed tasks are shown, until it starts over."""
+    mark: int = 0
+    """Counts the orders it gave to other shards (outbox.py)."""
+    orders: int = 0
+    """How many of them nobody has acknowledged yet."""
+    heard: int = 0
+    """Mark of the last order it heard from a parent on another shard."""
+
+
+class Order(msgspec.Struct, array_like=True, frozen=True):
+    """A message for another shard, kept until it is acknowledged (outbox.py)."""
+
+    target: str
+    kind: str
+    number: int = 0
+    """The SUB_WORKFLOW task it is about; 0: it goes to the parent."""
+    text: str = ""
+    """What the kind needs: the hash of a definition, a reason."""
 
 
 class Execution:
@@ -155,10 +176,12 @@ class Execution:
         "members",
         "newest",
         "open",
+        "orders",
         "output",
         "parts",
         "pending",
         "plan",
+        "posted",
         "removed",
         "scripts",
         "task_defs",
@@ -183,6 +206,10 @@ class Execution:
         self.parts = 0
         self.changed: dict[int, int] = {}
         self.removed: list[int] = []
+        self.orders: dict[int, Order] = {}
+        """By their marks, in order: what other shards have not acknowledged."""
+        self.posted: set[int] = set()
+        """Marks of the orders that came or went since the rows were last taken."""
         self.timers: list[tuple[int, int]] = []
         """Heap of (due ms, task number); an entry whose task has another due time is stale."""
         self.scripts: set[int] = set()

@@ -5,11 +5,13 @@ from cluster.engine.effects import HoldTask, PushTask
 from cluster.engine.ending import compensate
 from cluster.engine.events import ChildEnded, Retried, Terminated
 from cluster.engine.model import Execution, Task
+from cluster.engine.outbox import START, send_again
 from cluster.engine.retries import arm_all
 from cluster.engine.revival import RESUME, go_on
 from cluster.engine.step import Step, queue_name
+from cluster.engine.tasks import sub_workflow
 from cluster.engine.transitions import TaskStatus, WorkflowStatus
-from cluster.ids import WorkflowId, slot_of
+from cluster.ids import WorkflowId, same_slot
 
 
 def recover(step: Step) -> None:
@@ -22,6 +24,11 @@ def recover(step: Step) -> None:
     header = execution.header
     if header.failure_workflow == "?":
         compensate(step)
+    for mark, order in list(execution.orders.items()):
+        if order.kind == START:
+            sub_workflow.start_again(step, mark, order)
+        else:
+            send_again(step, mark, order)
     if execution.is_terminal:
         return
     arm_all(step)
@@ -40,9 +47,14 @@ def recover(step: Step) -> None:
 
 def is_unfinished(execution: Execution) -> bool:
     """Whether anything is still to come: an ended run may have tasks to cancel, a failure
-    workflow to start."""
+    workflow to start, orders for other shards."""
     header = execution.header
-    return not execution.is_terminal or bool(header.work) or header.failure_workflow == "?"
+    return (
+        not execution.is_terminal
+        or bool(header.work)
+        or header.failure_workflow == "?"
+        or bool(execution.orders)
+    )
 
 
 def _ask_again(step: Step, task: Task) -> None:
@@ -62,13 +74,13 @@ def _ask_again(step: Step, task: Task) -> None:
 
 
 def awaited_children(execution: Execution) -> list[WorkflowId]:
-    """The children in its own slot that an open run waits for."""
+    """The children in its own slot that an open run waits for; others speak up (outbox.py)."""
     return [
         WorkflowId(task.sub_workflow_id)
         for task in execution.open_tasks()
         if task.type == "SUB_WORKFLOW"
         and task.sub_workflow_id
-        and slot_of(execution.id) == slot_of(task.sub_workflow_id)
+        and same_slot(execution.id, task.sub_workflow_id)
     ]
 
 

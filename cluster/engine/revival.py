@@ -4,10 +4,9 @@ The scan goes through the tasks in the order of their numbers. It begins again w
 begun again, and walks on wherever the walk over the plan stands still though it could go on.
 """
 
-from cluster.engine.effects import Tell
-from cluster.engine.events import Retried
 from cluster.engine.indexes import reindex
 from cluster.engine.model import NO_SCOPE, Execution, Task
+from cluster.engine.outbox import retry_child
 from cluster.engine.plan import Node, following
 from cluster.engine.retries import next_attempt
 from cluster.engine.scheduling import advance, begin_attempt, on_ended
@@ -81,7 +80,7 @@ def _begin_again(step: Step, kind: str, task: Task) -> bool:
     elif kind != REVIVE:
         begin_in_place(step, task)
     elif task.type == "SUB_WORKFLOW" and task.sub_workflow_id:
-        step.effects.append(Tell(task.sub_workflow_id, Retried(step.at_ms, by_parent=True)))
+        retry_child(step, task)
         step.reopen(task, TaskStatus.IN_PROGRESS)
     elif task.status is TaskStatus.CANCELED:
         task.retry_count += 1

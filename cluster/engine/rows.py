@@ -2,7 +2,8 @@
 
 Row numbers: 0 header, 1 input, 2 variables, 3 output, 4 task definitions frozen at run time; task n
 has row 16 + 4n, with its input or output in rows of their own (+1, +2) where they are large, so
-that a step of a task with a large payload does not write the payload again. Empty data means that
+that a step of a task with a large payload does not write the payload again; order n for another
+shard has row 19 + 4n. Empty data means that
 the row is deleted.
 """
 
@@ -20,6 +21,7 @@ from cluster.engine.model import (
     VARIABLES,
     Execution,
     Header,
+    Order,
     Task,
 )
 from cluster.ids import WorkflowId
@@ -30,12 +32,14 @@ if TYPE_CHECKING:
 HEADER_ROW, INPUT_ROW, VARIABLES_ROW, OUTPUT_ROW, TASK_DEFS_ROW = range(5)
 _FIRST_TASK_ROW = 16
 _ROWS_PER_TASK = 4
+_FIRST_ORDER_ROW = _FIRST_TASK_ROW + 3
 _INLINE_BYTES_MAX = 1024
 _SPILLED = b"\x00"
 """Stands in a task's row for a payload that has a row of its own; no JSON begins like this."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_task = msgspec.msgpack.Decoder(Task).decode
+_decode_order = msgspec.msgpack.Decoder(Order).decode
 _decode_header = msgspec.msgpack.Decoder(Header).decode
 
 
@@ -68,6 +72,12 @@ def changed_rows(execution: Execution) -> list[tuple[int, bytes]]:
             first = _FIRST_TASK_ROW + number * _ROWS_PER_TASK
             rows += ((first, b""), (first + 1, b""), (first + 2, b""))
         execution.removed = []
+    if execution.posted:
+        for mark in execution.posted:
+            order = execution.orders.get(mark)
+            row = _FIRST_ORDER_ROW + mark * _ROWS_PER_TASK
+            rows.append((row, b"" if order is None else _encode(order)))
+        execution.posted = set()
     return rows
 
 
@@ -110,5 +120,8 @@ def load(
             if task.output == _SPILLED:
                 task.output = by_number[number + 2]
             execution.tasks[task.number] = task
+        elif number >= _FIRST_ORDER_ROW and not (number - _FIRST_ORDER_ROW) % _ROWS_PER_TASK:
+            mark = (number - _FIRST_ORDER_ROW) // _ROWS_PER_TASK
+            execution.orders[mark] = _decode_order(by_number[number])
     reindex(execution, header.work)
     return execution

@@ -44,6 +44,8 @@ class Surroundings(msgspec.Struct, frozen=True):
     """New or ended tasks per transition; the rest is a continuation."""
     step_bytes_max: int = 128 * 1024
     open_tasks_max: int = 100_000
+    together_max: int = 100
+    """Sub-workflows of a wider fork do not live on the shard of their parent."""
     variables_bytes_max: int = 256 * 1024
     payload_bytes_max: int = 5 * 1024 * 1024
     task_output_bytes_max: int = 3 * 1024 * 1024

@@ -32,6 +32,7 @@ from cluster.ids import (
     idempotency_id,
     new_workflow_id,
     number_of,
+    same_slot,
     slot_of_key,
     task_id,
     workflow_of,
@@ -350,6 +351,7 @@ class Router:
     async def _kin(self, execution: Execution) -> list[WorkflowId]:
         """The failed children of a run's ancestors: its going on brings them back as well."""
         kin: list[WorkflowId] = []
+        target_id = execution.id
         for _ in range(_SUB_WORKFLOW_DEPTH_MAX):
             parent_id = execution.header.parent_id
             if parent_id is None:
@@ -364,7 +366,8 @@ class Router:
                 for task in execution.by_ref.values()
                 if task.sub_workflow_id and task.status not in OPEN_TASK
             ]
-        return kin
+        # Those on other shards are told by orders.
+        return [relative for relative in kin if same_slot(relative, target_id)]
 
     async def rerun(self, workflow_id: WorkflowId, request: RerunRequest) -> WorkflowId:
         """Run again from a task; one of a sub-workflow makes that child run again."""

@@ -10,8 +10,14 @@ from cluster.store.ports import OpenEntry, Summary
 def describe(workflow_id: WorkflowId, encoded: bytes) -> Described:
     """Read a header row."""
     header = decode_header(encoded)
-    # A run that has ended may still have tasks to cancel, or a failure workflow to start.
-    is_open = header.status in OPEN_WORKFLOW or header.failure_workflow == "?" or header.work
+    # A run that has ended may still have tasks to cancel, a failure workflow to start, or orders
+    # that no other shard has acknowledged.
+    is_open = (
+        header.status in OPEN_WORKFLOW
+        or header.failure_workflow == "?"
+        or header.work
+        or header.orders
+    )
     entry = OpenEntry(
         workflow_id,
         next_due_ms=header.due_ms or None,

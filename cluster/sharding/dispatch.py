@@ -14,6 +14,7 @@ from cluster.engine.effects import (
     FreezeTaskDefs,
     HoldTask,
     LaunchWorkflow,
+    Post,
     PushTask,
     ResolveFailureWorkflow,
     ResolveSubWorkflow,
@@ -34,6 +35,7 @@ from cluster.engine.events import (
 from cluster.errors import ClusterError, NotFound
 from cluster.ids import TaskId, WorkflowId, task_id
 from cluster.logs import get_log
+from cluster.sharding.mail import Mail
 from cluster.sharding.shard import Found, Sent, Shards, failure_resolved, resolved
 from cluster.sharding.timers import Timers
 from cluster.store.queue_ports import QueueItem, TaskQueues
@@ -90,6 +92,7 @@ class Dispatcher:
         self._clock = clock
         self._ended = ended
         self.shards: Shards
+        self._mail: Mail
         self._waiting: list[Sent] = []
         self._markers: list[asyncio.Future[None]] = []
         self._under_way: Counter[WorkflowId] = Counter()
@@ -114,6 +117,7 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Carry effects out until cancelled."""
+        self._mail = Mail(self.shards, self._clock, spawn=self._spawn)
         async with asyncio.TaskGroup() as self._group:
             while True:
                 await self._news.wait()
@@ -162,6 +166,8 @@ class Dispatcher:
                 case Tell():
                     target = WorkflowId(effect.workflow_id)
                     self._spawn(target, partial(self._apply, target, effect.event))
+                case Post():
+                    self._mail.send(one.workflow_id, effect)
                 case PushTask() | StartChild():
                     raise AssertionError("carried out by the shard itself")
         await batch.flush()

@@ -13,7 +13,7 @@ from cluster.engine.recovery import awaited_children, is_unfinished, word_to_chi
 from cluster.engine.rows import decode_header
 from cluster.engine.transitions import OPEN_WORKFLOW
 from cluster.errors import ClusterError, NotFound
-from cluster.ids import WorkflowId
+from cluster.ids import WorkflowId, same_slot
 from cluster.logs import get_log
 from cluster.sharding.residents import Residents
 from cluster.sharding.shard import Shards
@@ -83,13 +83,18 @@ class Recovery:
             return
         at_ms = self._clock.now_ms()
         event = word_to_child(execution, self.parent_of(execution), at_ms)
-        self._shards.apply_now(execution, event or Recovered(at_ms))
+        if event is not None:
+            self._shards.apply_now(execution, event)
+        if event is None or execution.orders:
+            self._shards.apply_now(execution, Recovered(at_ms))
         await self._hear_of_children(workflow_id)
 
     def parent_of(self, execution: Execution) -> Execution | None:
         """The parent of a workflow in memory, which is then in memory too if it is co-located."""
         parent_id = execution.header.parent_id
-        return None if parent_id is None else self._shards.resident(WorkflowId(parent_id))
+        if parent_id is None or not same_slot(execution.id, parent_id):
+            return None
+        return self._shards.resident(WorkflowId(parent_id))
 
     async def _hear_of_children(self, workflow_id: WorkflowId) -> None:
         """Tell a workflow of those of its children that have ended while it waits for them."""

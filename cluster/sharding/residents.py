@@ -9,7 +9,7 @@ from cluster.engine.plan import Plan
 from cluster.engine.retries import rebuild_timers
 from cluster.engine.rows import HEADER_ROW, decode_header, load
 from cluster.errors import NotFound
-from cluster.ids import WorkflowId, slot_of
+from cluster.ids import WorkflowId, same_slot
 from cluster.sharding.plans import Plans
 from cluster.store.ports import ExecutionStore
 
@@ -57,7 +57,7 @@ class Residents:
         """A new execution."""
         self.executions[execution.id] = execution
         parent = execution.header.parent_id
-        if parent is not None:
+        if parent is not None and same_slot(parent, execution.id):
             self._pins[parent] += 1
         self._weigh(execution)
 
@@ -107,6 +107,7 @@ class Residents:
         if (
             execution.last_entry <= position
             and not execution.scripts
+            and not execution.orders
             and execution.id not in self._pins
             and not (execution.header.work and execution.header.status != "PAUSED")
         ):
@@ -116,7 +117,7 @@ class Residents:
         del self.executions[execution.id]
         self.bytes -= self._weights.pop(execution.id, 0)
         parent = execution.header.parent_id
-        if parent is not None:
+        if parent is not None and same_slot(parent, execution.id):
             self.unpin(WorkflowId(parent))
 
     def _weigh(self, execution: Execution) -> None:
@@ -148,7 +149,7 @@ class Residents:
         header = decode_header(header_row)
         plan = await self._plans.load(header.snapshot)
         parent = header.parent_id
-        if parent is not None and slot_of(parent) == slot_of(workflow_id):
+        if parent is not None and same_slot(parent, workflow_id):
             self.pin(WorkflowId(parent))
             try:
                 await self.get(WorkflowId(parent))

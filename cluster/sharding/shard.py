@@ -42,7 +42,7 @@ from cluster.engine.plan import Plan
 from cluster.engine.rows import HEADER_ROW, changed_rows
 from cluster.engine.step import Surroundings, queue_name
 from cluster.engine.transitions import WorkflowStatus
-from cluster.errors import ClusterError, Fenced, Unavailable
+from cluster.errors import ClusterError, Fenced, NotFound, Unavailable
 from cluster.ids import ShardId, WorkflowId, shard_of
 from cluster.logs import get_log
 from cluster.metrics import Metrics
@@ -56,6 +56,8 @@ log = get_log(__name__)
 
 SETTLE_MS_MAX = 5_000
 """How long an answer waits for scripts and work items that its event set going (rule 44)."""
+
+_ORDERS_MS_MAX = 5_000
 
 
 class Found(Protocol):
@@ -171,6 +173,37 @@ class Shards:
             execution = await self.residents.get(workflow_id)
         await self._answer(execution, event)
 
+    async def deliver(self, workflow_id: WorkflowId, event: Event) -> None:
+        """`apply` for another shard: returns when it is durable, and waits for nothing else."""
+        self._own(workflow_id)
+        execution = await self.residents.get(workflow_id)
+        await self._log.committed(self._decide(execution, event))
+
+    async def start_child(
+        self, parent_id: WorkflowId, child: StartChild, *, repeated: bool
+    ) -> bool:
+        """Start the child of a workflow on another shard; returns when that is durable.
+
+        Repeated, it starts once. False: the id belongs to another workflow.
+        """
+        child_id = WorkflowId(child.workflow_id)
+        self._own(child_id)
+        plan = await self._plans.load(child.snapshot)
+        execution = self.resident(child_id)
+        if execution is None and repeated:
+            try:
+                execution = await self.residents.get(child_id)
+            except NotFound:
+                pass
+        if execution is not None:
+            await self._log.committed(execution.last_entry)
+            header = execution.header
+            return (header.parent_id, header.parent_number) == (parent_id, child.parent_number)
+        at_ms = self._clock.now_ms()
+        execution = self._child(plan, parent_id, child, at_ms)
+        await self._log.committed(self._decide(execution, WorkflowStarted(at_ms)))
+        return True
+
     def resident(self, workflow_id: WorkflowId) -> Execution | None:
         """The execution if it is in memory; its latest, perhaps uncommitted state."""
         return self.residents.executions.get(workflow_id)
@@ -205,8 +238,16 @@ class Shards:
         await self._answer(execution, event)
 
     async def remove(self, workflow_id: WorkflowId) -> None:
-        """Delete a run; returns when that is durable. Open tasks leave their queues."""
+        """Delete a run; returns when that is durable. Open tasks leave their queues.
+
+        Unavailable: other shards have not heard yet what it had to tell them.
+        """
         execution = await self.residents.get(workflow_id)
+        if execution.orders:
+            await self.wait_until(workflow_id, has_no_orders, _ORDERS_MS_MAX)
+            execution = await self.residents.get(workflow_id)
+            if execution.orders:
+                raise Unavailable(f"Relatives of workflow {workflow_id} cannot be reached now")
         shard = shard_of(workflow_id, shard_count=self._shard_count)
         effects = [
             Sent(workflow_id, AcknowledgeTask(queue_name(task), task.number))
@@ -351,7 +392,14 @@ class Shards:
                     mailbox.append((target, effect.event))
                     return
             case StartChild():
-                child = self._child(transaction, execution, effect, at_ms)
+                plan = self._plans.get(effect.snapshot)
+                assert plan is not None, "a child starts right after its definition was found"
+                child = self._child(plan, execution.id, effect, at_ms)
+                if effect.failed_run:
+                    # The run goes in as it ended, but for the note of this very start.
+                    run = self._run_json(execution)
+                    child.input = b'%b,"failedWorkflow":%b}' % (child.input[:-1], run)
+                transaction.created.append(child)
                 mailbox.append((child, WorkflowStarted(at_ms)))
                 return
             case ResolveSubWorkflow() if effect.definition is None:
@@ -371,10 +419,8 @@ class Shards:
         transaction.effects.append(Sent(execution.id, effect))
 
     def _child(
-        self, transaction: _Transaction, parent: Execution, effect: StartChild, at_ms: int
+        self, plan: Plan, parent_id: WorkflowId, effect: StartChild, at_ms: int
     ) -> Execution:
-        plan = self._plans.get(effect.snapshot)
-        assert plan is not None, "a child starts right after its definition was found"
         header = Header(
             snapshot=effect.snapshot,
             name=effect.name,
@@ -384,18 +430,15 @@ class Shards:
             priority=effect.priority,
             correlation_id=effect.correlation_id,
             task_to_domain=effect.task_to_domain,
+            heard=effect.mark,
         )
         if effect.parent_number:
-            header.parent_id = parent.id
+            header.parent_id = parent_id
             header.parent_number = effect.parent_number
         child = Execution(WorkflowId(effect.workflow_id), header, plan)
         child.input = with_template(plan, effect.input)
-        if effect.failed_run:
-            # The run goes in as it ended, but for the note of this very start.
-            child.input = b'%b,"failedWorkflow":%b}' % (child.input[:-1], self._run_json(parent))
         if plan.definition.variables:
             child.variables = payloads.dump(plan.definition.variables)
-        transaction.created.append(child)
         self.residents.add(child)
         return child
 
@@ -484,6 +527,11 @@ class Shards:
         for waiter in self._watchers.pop(workflow_id, ()):
             if not waiter.done():
                 waiter.set_result(None)
+
+
+def has_no_orders(execution: Execution) -> bool:
+    """Whether other shards have acknowledged all that a workflow had to tell them."""
+    return not execution.orders
 
 
 def is_unsettled(execution: Execution) -> bool:

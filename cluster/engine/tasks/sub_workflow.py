@@ -6,11 +6,12 @@ from cluster.engine import payloads
 from cluster.engine.effects import ResolveSubWorkflow, StartChild
 from cluster.engine.events import ChildEnded, SubWorkflowResolved
 from cluster.engine.expressions import Template, compile_template
-from cluster.engine.model import Task
+from cluster.engine.model import Order, Task
+from cluster.engine.outbox import forget, send_start, start_child
 from cluster.engine.plan import Node
 from cluster.engine.step import Step, TaskType, WorkflowFailed
 from cluster.engine.transitions import TaskStatus
-from cluster.ids import derived_workflow_id, slot_of
+from cluster.ids import derived_workflow_id, slot_of, slot_of_key
 
 PRIORITY_MAX = 99
 
@@ -114,32 +115,74 @@ def on_resolved(step: Step, task: Task, event: SubWorkflowResolved) -> None:
             )
         step.finish(task, TaskStatus.FAILED, event.error)
         return
-    origin = f"{execution.id}/{task.number}/{task.retry_count}/{task.token}"
-    child_id = derived_workflow_id(at_ms=step.at_ms, slot=slot_of(execution.id), origin=origin)
     value = execution.task_input(task)
-    domains = value.get("subWorkflowTaskToDomain")
-    priority = value.get("priority")
-    task.sub_workflow_id = child_id
     task.sub_version = event.version
     task.reason = ""
     step.start(task)
     if value.get("subWorkflowVersion") is None and value.get("subWorkflowDefinition") is None:
         step.set_input(task, {**value, "subWorkflowVersion": event.version})
+    place(step, task, execution.node_of(task), event.snapshot, event.name)
+
+
+def place(step: Step, task: Task, node: Node, snapshot: str, name: str) -> None:
+    """Draw the id of the child, which says where it lives, and start it there."""
+    execution = step.execution
+    if task.sub_workflow_id:
+        # The id drawn before belongs to another workflow.
+        task.token += 1
+    origin = f"{execution.id}/{task.number}/{task.retry_count}/{task.token}"
+    slot = slot_of(execution.id)
+    if _is_spread(step, task, node):
+        slot = slot_of_key(execution.id, origin)
+    child_id = derived_workflow_id(at_ms=step.at_ms, slot=slot, origin=origin)
+    task.sub_workflow_id = child_id
     step.set_output(task, {"subWorkflowId": child_id})
-    step.effects.append(
-        StartChild(
-            workflow_id=child_id,
-            snapshot=event.snapshot,
-            name=event.name,
-            version=event.version,
-            input=payloads.dump_map(_child_input(value)),
-            correlation_id=execution.header.correlation_id,
-            priority=int(priority) if isinstance(priority, int | float) else 0,
-            task_to_domain=(
-                domains if isinstance(domains, dict) else execution.header.task_to_domain
-            ),
-            parent_number=task.number,
-        )
+    start_child(step, task, _child(step, task, snapshot, name))
+
+
+def start_again(step: Step, mark: int, order: Order) -> None:
+    """Send the start of a child on another shard that nobody has acknowledged."""
+    task = step.execution.tasks.get(order.number)
+    if task is None or not task.is_open or task.sub_workflow_id != order.target:
+        # Ended with this run; the order to terminate comes after the start.
+        forget(step, mark)
+    else:
+        child = _child(step, task, *order.text.split(" ", 1))
+        send_start(step, mark, child, repeated=True)
+
+
+def _is_spread(step: Step, task: Task, node: Node) -> bool:
+    """Whether the child lives on a shard of its own choice: asked for, or one of very many."""
+    params = node.task.sub_workflow_param
+    if params is not None and params.placement == "spread":
+        return True
+    width = step.surroundings.together_max
+    fork = step.execution.tasks.get(task.origin)
+    if fork is not None and len(step.execution.task_input(fork).get("forkedTasks", ())) > width:
+        return True
+    around = node.parent
+    while around is not None:
+        if len(around.branches) > width:
+            return True
+        around = around.parent
+    return False
+
+
+def _child(step: Step, task: Task, snapshot: str, name: str) -> StartChild:
+    execution = step.execution
+    value = execution.task_input(task)
+    domains = value.get("subWorkflowTaskToDomain")
+    priority = value.get("priority")
+    return StartChild(
+        workflow_id=task.sub_workflow_id,
+        snapshot=snapshot,
+        name=name,
+        version=task.sub_version,
+        input=payloads.dump_map(_child_input(value)),
+        correlation_id=execution.header.correlation_id,
+        priority=int(priority) if isinstance(priority, int | float) else 0,
+        task_to_domain=domains if isinstance(domains, dict) else execution.header.task_to_domain,
+        parent_number=task.number,
     )
 
 
