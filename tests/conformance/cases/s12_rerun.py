@@ -345,6 +345,41 @@ def rerun_of_an_earlier_round(server: Server) -> Json:
     return [seen(failed), seen(running), seen(ended), last_task(ended, "l")["outputData"]]
 
 
+@rule(235, difference="a loop that had completed is open again; the real run hangs after the round")
+def rerun_inside_a_loop_that_had_completed(server: Server) -> Json:
+    loop = step("DO_WHILE", "l", loopCondition="$.l.iteration < 2", loopOver=[simple("a")])
+    run_id = server.launch([loop, simple("after")])
+    completed = finish(server, run_id)
+    rerun(server, run_id, last_task(completed, "a__1"))
+    report(server, run_id, "a__1")
+    ok(server.put(f"/workflow/decide/{run_id}"))
+    running = server.run(run_id)
+    assert running["status"] == "RUNNING"
+    if server.is_ours:
+        assert statuses(running)["a__2"] == "SCHEDULED"
+        finish(server, run_id)
+        assert server.ended(run_id)["status"] == "COMPLETED"
+    else:
+        assert statuses(running) == {"l": "COMPLETED", "a__1": "COMPLETED"}
+    return statuses(running)
+
+
+@rule(235, difference="attempts that were retried stay ended; on the real server they come back")
+def a_rerun_leaves_superseded_attempts_alone(server: Server) -> Json:
+    server.register(task_def("~a", retryCount=1, retryDelaySeconds=0))
+    run_id = server.launch([simple("a"), simple("b")])
+    report(server, run_id, "a", "FAILED", reasonForIncompletion="one")
+    report(server, run_id, "a")
+    fail(server, run_id, "b")
+    failed = settled(server, run_id)
+    rerun(server, run_id, last_task(failed, "b"))
+    running = server.run(run_id)
+    found = [task["status"] for task in running["tasks"]]
+    first = "FAILED" if server.is_ours else "SCHEDULED"
+    assert found == [first, "COMPLETED", "SCHEDULED"]
+    return found
+
+
 @rule(235, recorded=True)
 def rerun_of_the_loop_itself(server: Server) -> Json:
     loop = step("DO_WHILE", "l", loopCondition="$.l.iteration < 2", loopOver=[simple("a")])

@@ -50,6 +50,15 @@ def retry_of_runs_that_cannot_be_retried(server: Server) -> Json:
     return [answers, server.run(completed)["status"], server.run(empty)["status"]]
 
 
+@rule(229, difference="where there is nothing to retry it says so: 409, not 204")
+def retry_with_sub_workflows_of_a_completed_run(server: Server) -> Json:
+    run_id = server.launch([step("NOOP", "n")])
+    answer = server.post(f"/workflow/{run_id}/retry", resumeSubworkflowTasks=True)
+    assert answer.status == (409 if server.is_ours else 204)
+    assert server.run(run_id)["status"] == "COMPLETED"
+    return answer.status
+
+
 @rule(230, 231)
 def retry_gives_the_failed_task_another_attempt(server: Server) -> Json:
     inputs = {"n": "${first.output.n}", "v": "${workflow.variables.v}", "id": "${CPEWF_TASK_ID}"}
