@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+from cluster.logs import set_up_logs
 from cluster.sharding.checkpoint import Checkpoint
 from cluster.sharding.commit_log import CommitLog
 from cluster.sharding.takeover import restart
@@ -69,4 +70,6 @@ async def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
+    # Log lines must not mix with what is told on standard output.
+    set_up_logs(node_id="writer", level="warning")
     asyncio.run(main(Path(sys.argv[1])))
