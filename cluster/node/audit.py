@@ -73,7 +73,7 @@ class Audit:
         on_page: Callable[[], None],
     ) -> None:
         """`on_page` is called now and then: memory that is not needed any more may be freed."""
-        self._parts = parts
+        self.parts = parts
         self._clock = clock
         self._repairs = metrics.audit_repairs
         self._stuck = metrics.stuck_workflows.of()
@@ -99,8 +99,8 @@ class Audit:
         stuck = 0
         if suspects:
             await asyncio.sleep(self._grace_ms / 1000)
-            await self._parts.commit_log.drain()
-            await self._parts.dispatcher.all_out()
+            await self.parts.commit_log.drain()
+            await self.parts.dispatcher.all_out()
             for suspect in suspects:
                 if await self.look(suspect.workflow_id) == suspect:
                     stuck += 1
@@ -110,9 +110,9 @@ class Audit:
 
     async def _suspects(self) -> list[Suspect]:
         suspects: list[Suspect] = []
-        for shard in self._parts.shards.epochs:
+        for shard in self.parts.shards.epochs:
             after: WorkflowId | None = None
-            while page := await self._parts.open_set.scan(shard, after=after, limit=_PAGE):
+            while page := await self.parts.open_set.scan(shard, after=after, limit=_PAGE):
                 for entry in page:
                     suspect = await self.look(entry.workflow_id)
                     if suspect is not None and len(suspects) < _SUSPECTS_MAX:
@@ -124,7 +124,7 @@ class Audit:
 
     async def look(self, workflow_id: WorkflowId) -> Suspect | None:
         """What a workflow lacks now; None: nothing, or it is not there or quarantined."""
-        parts = self._parts
+        parts = self.parts
         try:
             execution = await parts.residents.get(workflow_id)
         except NotFound:
@@ -137,7 +137,7 @@ class Audit:
 
     def _lacks(self, execution: Execution) -> str | None:
         """What it lacks, as far as this process knows without waiting."""
-        parts, workflow_id = self._parts, execution.id
+        parts, workflow_id = self.parts, execution.id
         causes = causes_of(execution)
         if causes.stands:
             return "walk"
@@ -148,7 +148,7 @@ class Audit:
         return None
 
     async def _lacks_elsewhere(self, execution: Execution) -> str | None:
-        parts = self._parts
+        parts = self.parts
         queued = causes_of(execution).queued
         if queued:
             tasks = {
@@ -171,4 +171,4 @@ class Audit:
             workflow_id=suspect.workflow_id,
             lacked=suspect.kind,
         )
-        await self._parts.recovery.recover(suspect.workflow_id)
+        await self.parts.recovery.recover(suspect.workflow_id)

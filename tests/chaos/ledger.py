@@ -18,9 +18,13 @@ class Ledger:
         self._durable: asyncio.Future[None] | None = None
         self._news = asyncio.Event()
 
-    async def note(self, kind: str, **fields: Any) -> None:
-        """Write a line; returns when it is on the disk."""
+    def jot(self, kind: str, **fields: Any) -> None:
+        """Write a line that need not be on the disk before anything else happens."""
         self._lines.append(orjson.dumps({"kind": kind, **fields}))
+
+    async def note(self, kind: str, **fields: Any) -> None:
+        """Write a line; returns when it is on the disk, and all lines before it."""
+        self.jot(kind, **fields)
         if self._durable is None:
             self._durable = asyncio.get_running_loop().create_future()
         self._news.set()
@@ -34,14 +38,16 @@ class Ledger:
                 self._news.clear()
                 lines, self._lines = self._lines, []
                 durable, self._durable = self._durable, None
-                await asyncio.to_thread(self._write, b"\n".join(lines) + b"\n")
+                await asyncio.to_thread(self._write, lines)
                 assert durable is not None
                 durable.set_result(None)
         finally:
+            self._write(self._lines)
             os.close(self._file)
 
-    def _write(self, lines: bytes) -> None:
-        assert os.write(self._file, lines) == len(lines)
+    def _write(self, lines: list[bytes]) -> None:
+        text = b"".join(line + b"\n" for line in lines)
+        assert os.write(self._file, text) == len(text)
         os.fsync(self._file)
 
 

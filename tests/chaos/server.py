@@ -10,6 +10,14 @@ from typing import Any
 
 import orjson
 
+_ENVIRONMENT = {
+    # A checkpoint says at this level where it begins and ends.
+    "PODIUM_LOG_LEVEL": "debug",
+    # As fast as it can, so that what it would find is found before the next kill.
+    "PODIUM_AUDIT_INTERVAL_MS": "500",
+    "PODIUM_AUDIT_WORKFLOWS_PER_S": "1000",
+    "PODIUM_AUDIT_GRACE_MS": "1000",
+}
 _START_S = 60
 _DEATH_S = 20
 
@@ -46,7 +54,7 @@ class Server:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, "PODIUM_LOG_LEVEL": "debug"},
+            env={**os.environ, **_ENVIRONMENT},
         )
         stdout, stderr = self._process.stdout, self._process.stderr
         assert stdout is not None

@@ -71,14 +71,19 @@ class Chaos:
         self.say = say
         self.kills: list[Kill] = []
         self.began_ms = now_ms()
+        """When the kills began, in Unix ms."""
 
     async def run(self) -> None:
         """Kill as often as it takes: KILLS times, INSIDE_MIN of them inside something."""
-        aims = ["any"] * (KILLS - 2 * (KILLS // 5)) + ["checkpoint", "replay"] * (KILLS // 5)
+        # To kill in a replay takes a kill before it.
+        aims = ["checkpoint"] * (KILLS // 5) + ["replay"] * (KILLS // 4)
+        aims += ["any"] * (KILLS - KILLS // 5 - 2 * (KILLS // 4))
         self.dice.shuffle(aims)
         while aims or self._inside() < INSIDE_MIN:
             assert len(self.kills) < 2 * KILLS, "the kills do not hit a checkpoint or a replay"
             aim = aims.pop() if aims else self.dice.choice(("checkpoint", "replay"))
+            if self.dice.random() < 0.8:
+                await self.server.listening()
             await self._until_steady()
             if aim == "replay":
                 await self._any_moment("any")
@@ -92,13 +97,12 @@ class Chaos:
         return sum(kill.hit in ("checkpoint", "replay") for kill in self.kills)
 
     async def _until_steady(self) -> None:
-        """The server runs, or is coming up, and enough is open and going on."""
-        if self.dice.random() < 0.8:
-            await self.server.listening()
+        """Enough is open and going on, whether the server is up or coming up."""
         await until(lambda: self.load.open >= OPEN_STEADY, pause_s=0.02)
 
     async def _any_moment(self, aim: str) -> None:
         await asyncio.sleep(self.dice.uniform(0.0, 2.5))
+        await self._until_steady()
         await until(lambda: self.load.writes_in_flight >= WRITES_IN_FLIGHT, pause_s=0.001)
         await self._kill(aim)
         await self.server.spawn()
@@ -198,10 +202,10 @@ async def test_kill_dash_nine_loses_nothing_and_repeats_nothing(tmp_path: Path, 
     ledger = Ledger(tmp_path / "ledger")
     server = Server(data)
     load = Load(server.url, ledger, seed=SEED, open_target=OPEN_TARGET)
-    chaos = Chaos(server, load, random.Random(SEED + 1), say)
     await server.spawn()
     await server.listening()
     await load.register()
+    chaos = Chaos(server, load, random.Random(SEED + 1), say)
     async with background(ledger.run()):
         async with background(load.run()):
             await chaos.run()
