@@ -58,21 +58,25 @@ def conductor() -> Iterator[Endpoint]:
 
 
 @contextmanager
-def podium() -> Iterator[Endpoint]:
-    """Our server: the one at PODIUM_URL, or one started here on a temporary folder."""
+def podium(tree: Path | None = None) -> Iterator[Endpoint]:
+    """Our server, started here on a temporary folder, or the one at PODIUM_URL.
+
+    `tree`: a folder with another copy of cluster/ to start it from.
+    """
     url = os.environ.get("PODIUM_URL")
-    if url:
+    if url and tree is None:
         with endpoint_of("podium", url) as endpoint:
             yield endpoint
         return
     port = free_port()
-    command = Path(sys.executable).parent / "podium"
+    source = str(tree or ROOT)
     with tempfile.TemporaryDirectory(prefix="podium-conformance-") as data:
         log_path = Path(data) / "server.log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(
-                [str(command), "serve", "--port", str(port), "--data", data],
-                env=os.environ | ENVIRONMENT,
+                [sys.executable, "-m", "cluster", "serve", "--port", str(port), "--data", data],
+                cwd=source,
+                env=os.environ | ENVIRONMENT | {"PYTHONPATH": source},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
