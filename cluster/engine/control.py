@@ -122,6 +122,8 @@ def rerun(step: Step, event: Rerun) -> None:
     target = execution.tasks.get(event.number)
     if event.number and target is None:
         raise NotFound(f"Task {execution.task_id(event.number)} not found")
+    if target is not None and target.status is TaskStatus.SKIPPED:
+        raise Conflict(f"Task {execution.task_id(event.number)} was skipped, nothing to rerun")
     if event.correlation_id is not None:
         execution.header.correlation_id = event.correlation_id
     if event.workflow_input is not None:

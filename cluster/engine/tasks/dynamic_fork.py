@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from cluster.engine.definitions import WorkflowTask, parse_workflow_task
+from cluster.engine.definitions import StepReader, WorkflowTask
 from cluster.engine.expressions import to_text
 from cluster.engine.model import Execution, Task
-from cluster.engine.plan import Node, dynamic_nodes
+from cluster.engine.plan import Branches, Node
 from cluster.engine.scheduling import schedule
 from cluster.engine.step import Place, Step, TaskType, WorkflowFailed, place_of
 from cluster.engine.transitions import TaskStatus
@@ -40,7 +40,7 @@ def on_definitions(step: Step, task: Task, node: Node) -> None:
 
 
 def _fork(step: Step, task: Task, branches: list[dict[str, Any]]) -> None:
-    parsed = [_parse(branch) for branch in branches]
+    parsed = _parse(branches)
     refs = [branch.task_reference_name for branch, _ in parsed]
     value = {
         "forkedTasks": refs,
@@ -50,7 +50,7 @@ def _fork(step: Step, task: Task, branches: list[dict[str, Any]]) -> None:
     value["forkedTasks"] = refs
     step.set_input(task, value)
     execution = step.execution
-    execution.dynamic[task.number] = dynamic_nodes(parsed)
+    execution.dynamic[task.number] = Branches(parsed)
     step.close(task, TaskStatus.COMPLETED)
     task.executed = True
     schedule_branches(step, task, 0)
@@ -85,6 +85,10 @@ def schedule_branches(step: Step, task: Task, index: int) -> None:
         schedule(step, nodes[ref], inside)
         index += 1
     assert node.next is not None
+    if node.next.ref + place.suffix in execution.by_ref:
+        # The JOIN is to be skipped: what follows it does not wait for the branches.
+        schedule(step, node.next, place)
+        return
     join = step.new_task(node.next, place, type="JOIN", name="JOIN")
     joined = [_last_ref(step, nodes[ref], inside) for ref in refs]
     step.set_input(join, {**node.next.task.input_parameters, "joinOn": joined})
@@ -107,15 +111,16 @@ def _last_ref(step: Step, branch: Node, place: Place) -> str:
 
 
 def restore(execution: Execution, task: Task) -> None:
-    """Wire the branches of a dynamic FORK again after a load."""
+    """Have the branches of a dynamic FORK at hand again after a load."""
     definitions = execution.task_input(task).get("forkedTaskDefs")
     if definitions is not None and "forkedTasks" in execution.task_input(task):
-        execution.dynamic[task.number] = dynamic_nodes([_parse(wire) for wire in definitions])
+        execution.dynamic[task.number] = Branches(definitions)
 
 
-def _parse(branch: dict[str, Any]) -> tuple[WorkflowTask, dict[str, Any]]:
+def _parse(branches: list[dict[str, Any]]) -> list[tuple[WorkflowTask, dict[str, Any]]]:
+    read = StepReader().read
     try:
-        return parse_workflow_task(branch)
+        return [read(branch) for branch in branches]
     except ClusterError as e:
         reason = f"Tasks could not be dynamically forked due to invalid input: {e}"
         raise WorkflowFailed(reason) from e
