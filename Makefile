@@ -53,8 +53,9 @@ e2e: setup ## real processes, the official SDK, hostile input
 chaos: setup ## kill -9 under load, then count what was acknowledged
 	@$(SUITES) chaos
 
-bench: setup ## throughput and CPU per workflow of one process, next to nothing else
+bench: setup ## throughput, CPU per workflow, CPU per task as workflows grow; next to nothing else
 	@$(BIN)/python bench/embedded.py
+	@$(BIN)/python bench/cost_per_task.py
 
 services: ## install Redis, a JDK and Maven by apt (the tests need them)
 	@./ops/services.sh
