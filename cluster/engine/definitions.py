@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from cluster.engine import payloads
 from cluster.engine.definition_json import (
@@ -185,6 +186,32 @@ def parse_workflow_def(body: Any, *, path: str = "") -> tuple[WorkflowDef, dict[
 def parse_workflow_task(body: Any, *, path: str = "") -> tuple[WorkflowTask, dict[str, Any]]:
     """One step, read like `parse_workflow_def` does; dynamic forks define theirs at run time."""
     return read_body(_WORKFLOW_TASK, WorkflowTask, body, path)
+
+
+class StepReader:
+    """Reads steps that are mostly alike, as the branches of a dynamic fork are: what they share is
+    read once, then only what tells them apart."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[WorkflowTask, dict[str, Any]]] = {}
+
+    def read(self, body: dict[str, Any]) -> tuple[WorkflowTask, dict[str, Any]]:
+        """The same as `parse_workflow_task`."""
+        ref, parameters = body.get("taskReferenceName"), body.get("inputParameters")
+        if not ref or type(ref) is not str or type(parameters) is not dict:
+            return parse_workflow_task(body)
+        rest = {key: body[key] for key in body if key not in _OWN_FIELDS}
+        kind = payloads.dump(rest)
+        known = self._known.get(kind)
+        if known is None:
+            known = self._known[kind] = parse_workflow_task(body)
+            return known
+        step, wire = known
+        own = {"taskReferenceName": ref, "inputParameters": parameters}
+        return replace(step, task_reference_name=ref, input_parameters=parameters), {**wire, **own}
+
+
+_OWN_FIELDS = frozenset({"taskReferenceName", "inputParameters"})
 
 
 def parse_task_def(body: Any, *, path: str = "") -> tuple[TaskDef, dict[str, Any]]:

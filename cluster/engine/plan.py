@@ -5,6 +5,7 @@ from typing import Any
 
 from cluster.engine import payloads
 from cluster.engine.definitions import (
+    StepReader,
     TaskDef,
     WorkflowDef,
     WorkflowTask,
@@ -19,9 +20,10 @@ BRANCHING = frozenset({"SWITCH", "DECISION"})
 
 
 class Node:
-    """One step of a definition, wired to its neighbours. Immutable once its plan is built."""
+    """One step of a definition, wired to its neighbours. Only what it keeps at hand changes."""
 
     __slots__ = (
+        "_template",
         "body",
         "branches",
         "cases",
@@ -36,7 +38,6 @@ class Node:
         "parent",
         "ref",
         "task",
-        "template",
         "type",
         "wire",
     )
@@ -59,7 +60,7 @@ class Node:
         self.loop = loop
         """The innermost DO_WHILE around it."""
         self.next: Node | None = None
-        self.template: Template = compile_template(task.input_parameters)
+        self._template: Template | None = None
         self.definition: TaskDef | None = task.task_definition
         self.defaults: Template | None = None
         """The task definition's inputTemplate."""
@@ -73,6 +74,15 @@ class Node:
         """The step as clients see it in a task, encoded when first needed (node/wire.py)."""
         self.compiled: dict[str, Any] = {}
         """What a task type parsed out of the step, kept for the next time."""
+
+    @property
+    def template(self) -> Template:
+        """Its inputParameters, parsed when they are first needed: a run with thousands of dynamic
+        branches that is only read back needs none of them."""
+        template = self._template
+        if template is None:
+            template = self._template = compile_template(self.task.input_parameters)
+        return template
 
 
 class Plan:
@@ -109,12 +119,37 @@ class Plan:
         """What it weighs in a cache: a rough guess, parsed JSON is several times its text."""
 
 
-def dynamic_nodes(tasks: list[tuple[WorkflowTask, dict[str, Any]]]) -> dict[str, Node]:
-    """Wire the branches of a dynamic fork: each is one step, which may hold others."""
-    nodes: dict[str, Node] = {}
-    for task, wire in tasks:
-        wire_sequence(nodes, [task], [wire], parent=None, loop=None)
-    return nodes
+class Branches(dict[str, Node]):
+    """The steps of a dynamic fork's branches by reference name, wired when they are first needed:
+    neither a fork nor a load wires thousands of them in one go."""
+
+    def __init__(
+        self,
+        branches: "list[tuple[WorkflowTask, dict[str, Any]]] | list[dict[str, Any]]",
+    ) -> None:
+        """Each is one step, which may hold others: read already, or as JSON in full."""
+        super().__init__()
+        self._read = StepReader().read
+        self._unwired: dict[str, tuple[WorkflowTask | None, dict[str, Any]]] = {}
+        for branch in branches:
+            task, wire = branch if isinstance(branch, tuple) else (None, branch)
+            if any(wire.get(key) for key in _HOLDING):
+                # The names inside have to be found as well.
+                self._wire(task, wire)
+            else:
+                self._unwired[wire["taskReferenceName"]] = task, wire
+
+    def __missing__(self, ref: str) -> Node:
+        self._wire(*self._unwired.pop(ref))
+        return self[ref]
+
+    def _wire(self, task: WorkflowTask | None, wire: dict[str, Any]) -> None:
+        if task is None:
+            task, wire = self._read(wire)
+        wire_sequence(self, [task], [wire], parent=None, loop=None)
+
+
+_HOLDING = ("decisionCases", "defaultCase", "forkTasks", "loopOver")
 
 
 def wire_sequence(

@@ -65,9 +65,21 @@ def failed_run_json(execution: Execution) -> bytes:
 
 
 def workflow_json(
-    execution: Execution, *, include_tasks: bool, now_ms: int = 0, output: bytes | None = None
+    execution: Execution,
+    *,
+    include_tasks: bool,
+    now_ms: int = 0,
+    output: bytes | None = None,
+    tasks: list[orjson.Fragment] | None = None,
 ) -> bytes:
-    """A whole run; `tasks` is empty without `include_tasks`. `now_ms` is for waiting times."""
+    """A whole run; `tasks` is empty without `include_tasks`. `now_ms` is for waiting times.
+
+    `tasks` may be given as `task_fragments` has made them, all in the order of their seq.
+    """
+    if not include_tasks:
+        tasks = []
+    elif tasks is None:
+        tasks = task_fragments(execution, execution.tasks_by_seq(), now_ms)
     header = execution.header
     failed_refs, failed_tasks = failed_names(execution)
     body: dict[str, Any] = {
@@ -77,9 +89,7 @@ def workflow_json(
         "status": header.status.value,
         "endTime": header.end_ms,
         "workflowId": execution.id,
-        "tasks": _task_fragments(execution, execution.tasks_by_seq(), now_ms)
-        if include_tasks
-        else _EMPTY_LIST,
+        "tasks": tasks,
         "input": _Fragment(execution.input),
         "output": _Fragment(execution.output if output is None else output),
         "taskToDomain": header.task_to_domain or _EMPTY_MAP,
@@ -147,7 +157,7 @@ def workflow_run_json(answer: Signalled, shown: Execution, *, now_ms: int = 0) -
         "output": _Fragment(shown.output),
         "priority": header.priority,
         "variables": _Fragment(shown.variables),
-        "tasks": _task_fragments(shown, shown.tasks_by_seq(), now_ms),
+        "tasks": task_fragments(shown, shown.tasks_by_seq(), now_ms),
         "createTime": header.create_ms,
         "status": header.status.value,
         "updateTime": header.update_ms,
@@ -225,7 +235,7 @@ def task_json(execution: Execution, task: Task, *, now_ms: int = 0) -> bytes:
 
 def tasks_json(execution: Execution, tasks: Iterable[Task], *, now_ms: int = 0) -> bytes:
     """A JSON list of tasks."""
-    return _dumps(_task_fragments(execution, tasks, now_ms))
+    return _dumps(task_fragments(execution, tasks, now_ms))
 
 
 def poll_payload(execution: Execution, task: Task) -> bytes:
@@ -426,9 +436,10 @@ def _step_fragments(
     return kept
 
 
-def _task_fragments(
+def task_fragments(
     execution: Execution, tasks: Iterable[Task], now_ms: int
 ) -> list[orjson.Fragment]:
+    """Tasks as they stand in the answers that hold several."""
     return [_Fragment(task_json(execution, task, now_ms=now_ms)) for task in tasks]
 
 

@@ -10,6 +10,7 @@ import pytest
 from cluster.engine.definition_json import NESTING_MAX
 from cluster.engine.definition_rules import check_task_def, check_workflow_def, is_path
 from cluster.engine.definitions import (
+    StepReader,
     ad_hoc_task_def,
     make_snapshot,
     parse_task_def,
@@ -503,3 +504,39 @@ def test_an_ad_hoc_definition_depends_on_the_type() -> None:
         3600,
     )
     assert (other["name"], other["retryCount"], other["responseTimeoutSeconds"]) == ("x", 0, 0)
+
+
+ALIKE = [
+    {"name": "a", "taskReferenceName": "r1", "type": "SIMPLE", "inputParameters": {"n": 1}},
+    {"name": "a", "taskReferenceName": "r2", "type": "SIMPLE", "inputParameters": {"n": None}},
+    {"inputParameters": {}, "taskReferenceName": "r3", "type": "SIMPLE", "name": "a", "own": [1]},
+    {"name": "b", "taskReferenceName": "r4", "inputParameters": {"x": "${r1.output}"}},
+    {"name": "b", "taskReferenceName": "r5", "inputParameters": {"x": {"y": [None]}}, "type": None},
+    {"name": "b", "taskReferenceName": "", "inputParameters": {}},
+    {"name": "b", "taskReferenceName": None, "inputParameters": {}},
+    {"name": "b", "taskReferenceName": "r6", "inputParameters": None},
+    {"name": "b", "taskReferenceName": "r7", "inputParameters": "text"},
+    {"name": "b", "taskReferenceName": 8, "inputParameters": {}},
+    {"name": "b", "taskReferenceName": "r9"},
+    {
+        "name": "s",
+        "taskReferenceName": "r10",
+        "type": "SUB_WORKFLOW",
+        "inputParameters": {"n": 1},
+        "subWorkflowParam": {"name": "c", "version": 1},
+        "retryCount": "3",
+    },
+]
+
+
+def test_steps_that_are_alike_are_read_as_each_alone() -> None:
+    def outcome(read: Callable[[Any], Any], body: Any) -> Any:
+        try:
+            step, wire = read(body)
+        except InvalidRequest as error:
+            return str(error)
+        return step, wire, list(wire)
+
+    reader = StepReader()
+    for body in [*ALIKE, *reversed(ALIKE)]:
+        assert outcome(reader.read, body) == outcome(parse_workflow_task, body)

@@ -1,5 +1,7 @@
 """Workflows: start, read, control."""
 
+import asyncio
+
 import orjson
 
 from cluster.engine.events import (
@@ -10,6 +12,7 @@ from cluster.engine.events import (
     Terminated,
     TimerFired,
 )
+from cluster.engine.model import Execution
 from cluster.errors import ClusterError, InvalidRequest, NotFound, Violation
 from cluster.ids import TaskId, WorkflowId, parse_task_id, parse_workflow_id
 from cluster.node import wire
@@ -49,6 +52,8 @@ _WAIT_S = 10
 _WAIT_S_MAX = 3600
 _RUNS_MAX = 10_000
 _FOREVER_MS = (1 << 63) - 1
+_SLICE = 250
+_SLICED_TRIES = 3
 
 
 def routes(services: Services) -> list[Route]:
@@ -153,10 +158,37 @@ class WorkflowApi:
 
     async def get(self, call: Call) -> Answer:
         include_tasks = call.flag("includeTasks", default=True)
-        execution = await self._router.view(parse_workflow_id(call.path["name"]))
+        workflow_id = parse_workflow_id(call.path["name"])
+        execution = await self._router.view(workflow_id)
+        tasks = None
+        if include_tasks and len(execution.tasks) > _SLICE:
+            execution, tasks = await self._in_slices(workflow_id)
+        now_ms = self._clock.now_ms()
         return Answer(
-            wire.workflow_json(execution, include_tasks=include_tasks, now_ms=self._clock.now_ms())
+            wire.workflow_json(execution, include_tasks=include_tasks, now_ms=now_ms, tasks=tasks)
         )
+
+    async def _in_slices(
+        self, workflow_id: WorkflowId
+    ) -> tuple[Execution, list[orjson.Fragment] | None]:
+        """A large run, its tasks rendered a slice at a time so that nobody waits for all of it.
+
+        Begins again when the run has changed meanwhile; a run that does so every time is left to
+        be rendered in one go.
+        """
+        for _ in range(_SLICED_TRIES):
+            execution = await self._router.view(workflow_id)
+            entry, now_ms = execution.last_entry, self._clock.now_ms()
+            tasks = execution.tasks_by_seq()
+            fragments: list[orjson.Fragment] = []
+            for begin in range(0, len(tasks), _SLICE):
+                fragments += wire.task_fragments(execution, tasks[begin : begin + _SLICE], now_ms)
+                await asyncio.sleep(0)
+                if execution.last_entry != entry:
+                    break
+            else:
+                return execution, fragments
+        return await self._router.view(workflow_id), None
 
     async def status(self, call: Call) -> Answer:
         execution = await self._router.view(self._id(call))
