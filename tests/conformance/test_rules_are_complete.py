@@ -8,9 +8,12 @@ from pathlib import Path
 
 from tests.conformance import recordings
 from tests.conformance.harness import Json, load_cases
+from tests.conformance.mutations import MUTANTS
+from tests.conformance.servers import ROOT
 
 HERE = Path(__file__).parent
 SEMANTICS = HERE.parents[1] / "docs" / "conductor" / "semantics.md"
+DIFFERENCES = HERE.parents[1] / "docs" / "differences.md"
 KINDS = {"case", "difference", "inside", "later"}
 
 
@@ -56,3 +59,27 @@ def test_every_recording_belongs_to_a_case_and_is_unedited() -> None:
     assert recordings.all_names() == wanted
     for name in wanted:
         recordings.read(name)
+
+
+def test_every_difference_is_documented_and_none_that_is_not_there() -> None:
+    page = DIFFERENCES.read_text()
+    listed: set[int] = set()
+    for cell in re.findall(r"^\| ([\d, -]+) \|", page, re.MULTILINE):
+        for part in cell.split(","):
+            first, _, last = part.partition("-")
+            listed |= set(range(int(first), int(last or first) + 1))
+    by_kind = {number: entry["kind"] for number, entry in entries().items()}
+    different = {number for number, kind in by_kind.items() if kind == "difference"}
+    assert different <= listed
+    assert {by_kind[number] for number in listed - different} <= {"inside"}
+    for mark in load_cases().values():
+        if mark.difference and not mark.rules:
+            assert f"`{mark.name}`" in page, mark.name
+
+
+def test_every_mutation_fits_the_code_and_has_a_case_that_may_notice() -> None:
+    shown = {number for mark in load_cases().values() for number in mark.rules}
+    for mutant in MUTANTS:
+        text = (ROOT / "cluster" / mutant.file).read_text()
+        assert text.count(mutant.old) == 1, mutant
+        assert mutant.rule in shown, mutant
