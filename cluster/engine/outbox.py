@@ -100,8 +100,6 @@ def is_news(step: Step, task: Task, event: ChildEnded | ChildRevived) -> bool:
         return False
     task.heard = event.mark
     step.execution.touch(task)
-    # Whoever speaks is there and has heard: its start need not be repeated.
-    forget(step, task.asked)
     return True
 
 
