@@ -38,7 +38,7 @@ from cluster.engine.events import (
     WorkflowLaunched,
     WorkflowStarted,
 )
-from cluster.engine.model import INPUT, STATE, VARIABLES, Execution, Task
+from cluster.engine.model import INPUT, REASON_CHARS_MAX, STATE, VARIABLES, Execution, Task
 from cluster.engine.outbox import RETRY, START, forget, is_new, is_news
 from cluster.engine.plan import Node
 from cluster.engine.recovery import recover
@@ -215,7 +215,7 @@ def on_task_updated(step: Step, event: TaskUpdated) -> None:
         step.bytes_left -= len(output)
         execution.set_task_output(task, output)
     task.worker_id = event.worker_id or ""
-    task.reason = event.reason or ""
+    task.reason = (event.reason or "")[:REASON_CHARS_MAX]
     if event.sub_workflow_id:
         task.sub_workflow_id = event.sub_workflow_id
     task.callback_after_s = event.callback_after_s

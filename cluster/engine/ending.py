@@ -2,7 +2,7 @@
 
 from cluster.engine import payloads
 from cluster.engine.effects import ResolveFailureWorkflow, WorkflowEnded
-from cluster.engine.model import Task
+from cluster.engine.model import REASON_CHARS_MAX, Task
 from cluster.engine.outbox import tell_ended, terminate_child
 from cluster.engine.step import Step
 from cluster.engine.transitions import (
@@ -77,7 +77,7 @@ def _end(step: Step, status: WorkflowStatus, reason: str) -> None:
             # The output stays: it shows what is wrong with it.
             status, reason = WorkflowStatus.FAILED, f"Workflow {fault}"
     header.status = status
-    header.reason = reason
+    header.reason = reason[:REASON_CHARS_MAX]
     header.end_ms = step.at_ms
     header.due_ms = 0
     header.shows_failures = True

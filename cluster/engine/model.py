@@ -20,6 +20,9 @@ from cluster.ids import TaskId, WorkflowId, task_id
 if TYPE_CHECKING:
     from cluster.engine.plan import Node, Plan
 
+REASON_CHARS_MAX = 1_000
+"""Longer reasons are cut: they are quoted from level to level, and a header is to stay small."""
+
 NO_SCOPE = 0
 """Scope of tasks that stand outside every loop: the workflow itself."""
 

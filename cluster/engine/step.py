@@ -16,7 +16,15 @@ from cluster.engine.effects import (
     RunScript,
 )
 from cluster.engine.expressions import compile_template
-from cluster.engine.model import NO_SCOPE, SCANS, WITHOUT_TASK, Execution, Task, WorkItem
+from cluster.engine.model import (
+    NO_SCOPE,
+    REASON_CHARS_MAX,
+    SCANS,
+    WITHOUT_TASK,
+    Execution,
+    Task,
+    WorkItem,
+)
 from cluster.engine.plan import Node
 from cluster.engine.transitions import OPEN_TASK, TaskStatus
 from cluster.engine.views import ExecutionRoot
@@ -332,7 +340,7 @@ class Step:
         execution = self.execution
         task.status = status
         if reason is not None:
-            task.reason = reason
+            task.reason = reason[:REASON_CHARS_MAX]
         task.end_ms = self.at_ms
         task.update_ms = self.at_ms
         task.wake_ms = 0
