@@ -171,7 +171,7 @@ MUTANTS = [
             'return "${" + _TASK_ID + "}" if task_id is None else task_id',
             'return "${" + _TASK_ID + "}"',
         ),
-        (64, 'name == "env" and len(rest) > 2:', 'name == "env" and len(rest) > 3:'),
+        (64, 'name == "env" and len(rest) > 2:', 'name == "env" and len(rest) > 9:'),
     ),
     *_of("engine/jsonpath_functions.py", (58, '    "length": _length,\n', "")),
     *_of(
@@ -227,7 +227,7 @@ MUTANTS = [
             "TaskStatus.TIMED_OUT, reason)\n        return True\n    return False",
             "TaskStatus.FAILED, reason)\n        return True\n    return False",
         ),
-        (89, 'if policy == "RETRY":', 'if policy != "TIME_OUT_WF":'),
+        (89, 'if policy == "TIME_OUT_WF":', 'if policy == "TIME_OUT_WF" and not task.poll_count:'),
         (
             90,
             "            step.close(task, TaskStatus.TIMED_OUT, reason)\n",

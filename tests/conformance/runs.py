@@ -129,16 +129,21 @@ class Runs:
             for answer in self.asked_again(mark, self.endpoint):
                 expected = written(answer)
                 if observed == expected:
+                    self.kept(mark).write_text(json.dumps(expected))
                     break
         assert observed == expected
         # 1 == True in Python, not in JSON.
         assert booleans(observed) == booleans(expected)
 
+    def kept(self, mark: Mark) -> Path:
+        """Where the last live answer to a case is remembered."""
+        return self.cache / f"{mark.name}.json"
+
     def expected(self, mark: Mark) -> Json:
         """What the real server observed; None if that is unknown (only when it is not asked)."""
         if mark.recorded:
             return recordings.read(mark.name)
-        kept = self.cache / f"{mark.name}.json"
+        kept = self.kept(mark)
         if mark.name in self.oracle:
             observation = written(self.oracle[mark.name].result())
             kept.write_text(json.dumps(observation))

@@ -106,6 +106,8 @@ def a_switch_branch_runs_to_its_end(server: Server) -> Json:
     run_id = server.launch([*listed_fork(), simple("z")], {"t": [chosen], "i": {}})
     server.work("~a", {"ra": 1})
     if server.is_ours:
+        join = server.task(run_id, "j")
+        assert (join["status"], join["inputData"]["joinOn"]) == ("IN_PROGRESS", ["b"])
         server.work("~b", {"rb": 1})
     server.work("~z")
     run = server.run(run_id)

@@ -274,3 +274,14 @@ def failed_names_are_collected_on_completed_runs_too(server: Server) -> Json:
     assert run["status"] == "COMPLETED"
     names = (run["failedReferenceTaskNames"], run["failedTaskNames"])
     return [summary(run), *map(sorted, names)]
+
+
+@rule(26)
+def a_terminal_error_is_among_the_failed_names(server: Server) -> Json:
+    run_id = server.launch([simple("a"), simple("b")])
+    server.work("~a")
+    server.work("~b", status="FAILED_WITH_TERMINAL_ERROR")
+    run = server.ended(run_id)
+    names = pick(run, "failedReferenceTaskNames", "failedTaskNames")
+    assert names == {"failedReferenceTaskNames": ["b"], "failedTaskNames": ["~b"]}
+    return names

@@ -110,15 +110,19 @@ def policy_alert_only_lets_the_task_go_on(server: Server) -> Json:
     return [short(during), short(server.ended(run_id))]
 
 
-@rule(86)
+@rule(86, recorded=True)
 def the_timeout_counts_from_the_first_poll(server: Server) -> Json:
-    server.register(task_def("~a", retryCount=0, timeoutSeconds=1, responseTimeoutSeconds=1))
+    server.register(task_def("~a", retryCount=0, timeoutSeconds=2, responseTimeoutSeconds=2))
     run_id = server.launch([simple("a")])
-    time.sleep(1.3)
+    time.sleep(2.3)
     before = decide(server, run_id)
     assert last_task(before, "a")["status"] == "SCHEDULED"
-    server.work("~a")
-    return [short(before), short(server.ended(run_id))]
+    task = server.take("~a")
+    time.sleep(0.3)
+    polled = decide(server, run_id)
+    assert last_task(polled, "a")["status"] == "IN_PROGRESS"
+    server.update(task)
+    return [short(before), short(polled), short(server.ended(run_id))]
 
 
 @rule(87, 89)
@@ -288,7 +292,7 @@ def no_workflow_timeout_by_default(server: Server) -> Json:
     return short(run)
 
 
-@rule(93)
+@rule(93, recorded=True)
 def a_retried_workflow_has_its_whole_timeout_again(server: Server) -> Json:
     server.register(task_def("~a", retryCount=0))
     run_id = server.launch([simple("a")], timeoutSeconds=1, timeoutPolicy="TIME_OUT_WF")

@@ -436,6 +436,37 @@ def rerun_from_a_dynamic_fork_makes_its_branches_again(server: Server) -> Json:
 
 
 @rule(238, recorded=True)
+def rerun_from_a_dynamic_fork_reads_its_input_again(server: Server) -> Json:
+    fork = step(
+        "FORK_JOIN_DYNAMIC",
+        "f",
+        {"t": "${workflow.input.t}", "i": "${workflow.input.i}"},
+        dynamicForkTasksParam="t",
+        dynamicForkTasksInputParamName="i",
+    )
+
+    def input_of(*names: str) -> Json:
+        branches = [
+            {"name": f"~{name}", "taskReferenceName": name, "type": "SIMPLE"} for name in names
+        ]
+        return {"t": branches, "i": {name: {"of": name} for name in names}}
+
+    run_id = server.launch([fork, step("JOIN", "j")], input_of("x", "y"))
+    fail(server, run_id, "y")
+    failed = settled(server, run_id)
+    rerun(server, run_id, last_task(failed, "f"), workflowInput=input_of("x", "z"))
+    running = server.run_when(run_id, lambda run: "z" in statuses(run))
+    finish(server, run_id)
+    ended = settled(server, run_id)
+    assert ended["status"] == "COMPLETED"
+    shown = [pick(task, "referenceTaskName", "status", "inputData") for task in ended["tasks"]]
+    for task in shown:
+        # The full steps are compared elsewhere.
+        task["inputData"].pop("forkedTaskDefs", None)
+    return [sorted(statuses(running)), shown]
+
+
+@rule(238, recorded=True)
 def rerun_before_a_dynamic_fork_may_change_its_branches(server: Server) -> Json:
     failed = dynamic(server)
     run_id = failed["workflowId"]

@@ -89,6 +89,7 @@ def retry_gives_the_failed_task_another_attempt(server: Server) -> Json:
         seen(failed),
         seen(running),
         pick(attempt, *fields, "pollCount", "startTime", "endTime", "scheduledTime"),
+        attempt.get("reasonForIncompletion"),
         [pick(run, *times, "output", "variables") for run in (failed, running, ended)],
         [[task["executed"] for task in run["tasks"]] for run in (failed, running, ended)],
         seen(ended),
