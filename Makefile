@@ -14,7 +14,7 @@ MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check contract conformance conformance-record e2e chaos bench services lock clean
+.PHONY: help setup run test check contract conformance conformance-record conformance-mutants e2e chaos bench services lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ conformance: setup services ## the same requests to the real Conductor and to ou
 
 conformance-record: setup services ## ask the real Conductor anew for the answers kept in tests/conformance/recorded
 	@env -u CONDUCTOR_URL $(BIN)/python -m pytest -q tests/conformance/test_conformance.py --record
+
+conformance-mutants: setup ## break 20 rules and see that their cases notice (SEED=1; after make conformance)
+	@$(BIN)/python -m tests.conformance.mutants $(if $(SEED),--seed $(SEED))
 
 e2e: setup ## real processes, the official SDK, hostile input
 	@$(SUITES) e2e
