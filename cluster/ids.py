@@ -116,6 +116,7 @@ def _is_ours(text: str) -> bool:
     return (
         len(text) == 36
         and text[8] == text[13] == text[18] == text[23] == "-"
+        and text.count("-") == 4
         and text[14] == "8"
         and text[19] in "89abAB"
         and _HEX.issuperset(text.replace("-", ""))
