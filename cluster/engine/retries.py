@@ -70,6 +70,7 @@ def jitter_ms(execution: Execution, task: Task, definition: TaskDef) -> int:
 
 def next_attempt(step: Step, task: Task, node: Node, *, delay: int, jitter: int = 0) -> Task:
     """Create the attempt after `task`: same step, old input with the parameters resolved anew."""
+    step.check_number()
     execution = step.execution
     task.retried = True
     execution.touch(task)

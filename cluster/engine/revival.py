@@ -74,6 +74,8 @@ def _begin_again(step: Step, kind: str, task: Task) -> bool:
     if kind == RETRY and task.type != "FORK":
         attempt = next_attempt(step, task, step.execution.node_of(task), delay=0)
         attempt.reason = ""
+        # The total timeout of all attempts counts anew, or it would end this one at once.
+        attempt.first_scheduled_ms = step.at_ms
         # As in Conductor: only a retry by an operator shows the attempt before as executed.
         task.executed = True
         begin_attempt(step, attempt, step.execution.node_of(task))

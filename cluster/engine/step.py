@@ -245,8 +245,7 @@ class Step:
         means the round before.
         """
         header = self.execution.header
-        if header.next_number > NUMBER_MAX:
-            raise WorkflowFailed(f"A workflow can have at most {NUMBER_MAX} tasks")
+        self.check_number()
         if len(self.execution.open) >= self.surroundings.open_tasks_max:
             raise WorkflowFailed(
                 f"A workflow can have at most {self.surroundings.open_tasks_max} open tasks"
@@ -273,6 +272,11 @@ class Step:
             self.bytes_left -= len(task.input)
         self.execution.add_task(task)
         return task
+
+    def check_number(self) -> None:
+        """Raises WorkflowFailed where the numbers of a workflow have run out."""
+        if self.execution.header.next_number > NUMBER_MAX:
+            raise WorkflowFailed(f"A workflow can have at most {NUMBER_MAX} tasks")
 
     def resolve_input(self, task: Task, node: Node) -> dict[str, Any]:
         """The step's inputParameters over what there is now, defaults of its TaskDef filled in."""

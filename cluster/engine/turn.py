@@ -7,7 +7,6 @@ between two turns loses none.
 from cluster.engine.effects import ContinueLater
 from cluster.engine.ending import cancel_open_tasks, complete, fail
 from cluster.engine.model import NO_SCOPE, SCANS, WITHOUT_TASK, Task
-from cluster.engine.retries import TimedOut
 from cluster.engine.revival import scan
 from cluster.engine.scheduling import on_ended, schedule
 from cluster.engine.step import TOP, Step, WorkflowFailed
@@ -30,8 +29,6 @@ def run(step: Step) -> None:
             _take(step, kind, number, index)
             if execution.release(scope):
                 _scope_done(step, scope)
-        except TimedOut as e:
-            fail(step, WorkflowStatus.TIMED_OUT, e.reason, e.task)
         except WorkflowFailed as e:
             fail(step, WorkflowStatus(e.status), e.reason)
     if execution.is_terminal:

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
+from cluster.engine.decider import decide
 from cluster.engine.events import Paused, Resumed, Retried, TaskUpdated
+from cluster.engine.rows import changed_rows
 from cluster.engine.step import Surroundings
 from cluster.engine.transitions import TaskStatus
 from tests.support.engine import Json, Runs, input_of, output_of, plan_of, statuses, step
@@ -280,6 +282,18 @@ def test_a_fork_of_ten_thousand_goes_in_steps(type: str, monkeypatch: pytest.Mon
     runs.work(run, "b77")
     assert runs.transitions == before + 2
     assert run.waiting == {10_002: 9_999}
+
+
+def test_a_step_costs_the_same_in_a_wide_fork_as_in_a_narrow_one() -> None:
+    written = []
+    for count in (10, 1_000):
+        runs = Runs()
+        run = runs.start(plan_of(wide(count)))
+        runs.poll(run, "b5")
+        decide(run, _completed(runs, run.by_ref["b5"].number))
+        rows = changed_rows(run)
+        written.append((len(rows), sum(len(data) for _, data in rows) // 50))
+    assert written[0] == written[1]
 
 
 def small_steps() -> Runs:

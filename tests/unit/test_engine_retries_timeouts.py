@@ -8,6 +8,7 @@ from cluster.engine.events import (
     LeaseExtended,
     Paused,
     Resumed,
+    Retried,
     TaskHandedBack,
     TaskPolled,
     TimerFired,
@@ -307,6 +308,18 @@ def test_the_total_timeout_ends_all_attempts() -> None:
         f"Task {run.task_id(2)}/a exceeded total timeout of 6 seconds (elapsed 6 seconds across "
         "all attempts). No further retries will be attempted."
     )
+
+
+def test_the_total_timeout_counts_anew_after_a_retry_by_hand() -> None:
+    definition = {"retryCount": 0, "totalTimeoutSeconds": 6, "timeoutPolicy": "RETRY"}
+    runs, run = one_task(definition)
+    runs.advance(6_000)
+    assert run.header.status == "TIMED_OUT"
+    runs.apply(run, Retried(runs.now_ms))
+    runs.advance(5_999)
+    assert run.by_ref["a"].status == "SCHEDULED"
+    runs.advance(1)
+    assert run.header.status == "TIMED_OUT"
 
 
 def test_a_failure_behind_the_total_timeout_fails_the_run() -> None:

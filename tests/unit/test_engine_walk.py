@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from cluster.engine.definitions import make_snapshot
-from cluster.engine.events import WorkflowStarted
+from cluster.engine.events import Paused, Resumed, WorkflowStarted
 from cluster.engine.plan import Plan
 from cluster.engine.step import Surroundings
+from cluster.ids import NUMBER_MAX
 from tests.support.engine import Json, Runs, input_of, output_of, plan_of, statuses, step
 
 
@@ -307,3 +308,31 @@ def test_the_domain_of_a_task() -> None:
     assert [run.by_ref[ref].domain for ref in "abc"] == ["first", "", "all"]
     run = runs.start(plan, task_to_domain={"a": "", "b": ","})
     assert [run.by_ref[ref].domain for ref in "abc"] == ["", "", ""]
+
+
+def test_a_run_ends_when_its_numbers_have_run_out() -> None:
+    reason = "A workflow can have at most 1048575 tasks"
+    runs = Runs()
+    definition = {"name": "a", "retryDelaySeconds": 0}
+    run = runs.start(plan_of([step("a"), step("b")], task_defs=[definition]))
+    run.header.next_number = NUMBER_MAX + 1
+    runs.work(run, "a", "FAILED")
+    assert (run.header.status, run.header.reason) == ("FAILED", reason)
+    assert not run.by_ref["a"].retried
+    run = runs.start(plan_of([step("a"), step("b")]))
+    run.header.next_number = NUMBER_MAX + 1
+    runs.work(run, "a")
+    assert (run.header.status, run.header.reason) == ("FAILED", reason)
+
+
+def test_a_switch_that_is_answered_while_the_run_is_paused_goes_on_at_resume() -> None:
+    runs = Runs(scripts=lambda *_: "x")
+    runs.settle, settle = lambda: None, runs.settle  # type: ignore[method-assign]
+    by_script: Json = {"evaluatorType": "javascript", "expression": "f($)"}
+    run = runs.start(plan_of([switch("s", {"x": [step("a")]}, **by_script)]))
+    runs.apply(run, Paused(runs.now_ms))
+    runs.settle = settle  # type: ignore[method-assign]
+    runs.settle()
+    assert statuses(run) == {"s": "COMPLETED"}
+    runs.apply(run, Resumed(runs.now_ms))
+    assert statuses(run) == {"s": "COMPLETED", "a": "SCHEDULED"}
