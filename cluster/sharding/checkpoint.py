@@ -229,7 +229,9 @@ class Checkpoint:
             upto = self._added
             self._writing_bytes = merged.size
             self._is_full.clear()
-            log.debug("checkpoint begins", upto=upto, workflows=len(merged.workflows))
+            count = len(merged.workflows)
+            if count:
+                log.debug("checkpoint begins", upto=upto, workflows=count)
             try:
                 await write_merged(
                     merged,
@@ -247,7 +249,8 @@ class Checkpoint:
                 self._writing_bytes = 0
             self.written = upto
             await self._truncate(segment_of(upto + 1))
-            log.debug("checkpoint ended", upto=upto)
+            if count:
+                log.debug("checkpoint ended", upto=upto)
 
     async def _truncate(self, segment: int) -> None:
         if segment <= self._first_segment:

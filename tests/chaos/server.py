@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ _DEATH_S = 20
 
 
 class Server:
-    """One data folder, one port, one process at a time. What it logs is kept, per process."""
+    """One data folder, one port, one process at a time. What it logs is kept, per process.
+
+    A context, so that whatever becomes of the test no process is left behind.
+    """
 
     def __init__(self, data: Path) -> None:
         self.data = data
@@ -35,8 +39,16 @@ class Server:
         """Warnings and errors of all processes."""
         self._process: asyncio.subprocess.Process | None = None
         self._listening = asyncio.Event()
-        self._news = asyncio.Condition()
+        self._aim: tuple[str, float] | None = None
+        self._shot: asyncio.Future[None]
         self._readers: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> "Server":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._process is not None:
+            await self.kill()
 
     @property
     def pid(self) -> int:
@@ -74,20 +86,17 @@ class Server:
         async with asyncio.timeout(_START_S):
             await self._listening.wait()
 
-    async def logged(self, event: str, **fields: Any) -> dict[str, Any]:
-        """Wait for a line; returns within a millisecond of its writing. Looks at new lines only."""
-        seen = len(self.lines)
-        async with asyncio.timeout(_START_S), self._news:
-            while True:
-                for line in self.lines[seen:]:
-                    if line["event"] == event and fields.items() <= line.items():
-                        return line
-                seen = len(self.lines)
-                await self._news.wait()
+    async def shot(self, event: str, after_s: float) -> None:
+        """SIGKILL so long after the next line of that event; returns when it is sent."""
+        self._aim = (event, after_s)
+        self._shot = asyncio.get_running_loop().create_future()
+        async with asyncio.timeout(_START_S):
+            await self._shot
 
     async def kill(self) -> None:
-        """SIGKILL; returns when it is gone, its scripts' processes too."""
-        os.kill(self.pid, signal.SIGKILL)
+        """SIGKILL, unless it is sent already; returns when it is gone, its scripts too."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
         assert await self._gone() == -signal.SIGKILL
 
     async def stop(self) -> None:
@@ -116,11 +125,17 @@ class Server:
             except orjson.JSONDecodeError:
                 # What is no line of the log is a traceback, or the half of a line at the end.
                 line = {"event": text.decode(errors="replace"), "level": "error"}
-            async with self._news:
-                self.lines.append(line)
-                self._news.notify_all()
+            self.lines.append(line)
+            if self._aim is not None and self._aim[0] == line["event"]:
+                # At once, not when the one who waits gets its turn: a replay takes milliseconds.
+                asyncio.get_running_loop().call_later(self._aim[1], self._shoot)
+                self._aim = None
             if line["level"] not in ("debug", "info"):
                 self.complaints.append(line)
+
+    def _shoot(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        self._shot.set_result(None)
 
     async def _read_greeting(self, stream: asyncio.StreamReader) -> None:
         async for text in stream:

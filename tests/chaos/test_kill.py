@@ -25,8 +25,8 @@ from tests.chaos.verdict import Verdict, fetch, judge
 
 KILLS = int(os.environ.get("CHAOS_KILLS", "20"))
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().getrandbits(32)
-OPEN_TARGET = 420
-OPEN_STEADY = 340
+OPEN_TARGET = 360
+OPEN_STEADY = 290
 OPEN_MIN = 200
 WRITES_IN_FLIGHT = 3
 INSIDE_MIN = KILLS // 4
@@ -108,14 +108,12 @@ class Chaos:
         await self.server.spawn()
 
     async def _in_a_checkpoint(self) -> None:
-        await self.server.logged("checkpoint begins")
-        await asyncio.sleep(self.dice.uniform(0.0, 0.01))
+        await self.server.shot("checkpoint begins", self.dice.uniform(0.0, 0.01))
         await self._kill("checkpoint")
         await self.server.spawn()
 
     async def _while_it_replays(self) -> None:
-        await self.server.logged("replay begins")
-        await asyncio.sleep(self.dice.uniform(0.0, 0.01))
+        await self.server.shot("replay begins", self.dice.uniform(0.0, 0.004))
         await self._kill("replay")
         await self.server.spawn()
 
@@ -199,28 +197,28 @@ async def stored_ids(data: Path) -> list[WorkflowId]:
 async def test_kill_dash_nine_loses_nothing_and_repeats_nothing(tmp_path: Path, say: Say) -> None:
     say(f"\nCHAOS_SEED={SEED}")
     data = tmp_path / "data"
-    ledger = Ledger(tmp_path / "ledger")
-    server = Server(data)
-    load = Load(server.url, ledger, seed=SEED, open_target=OPEN_TARGET)
-    await server.spawn()
-    await server.listening()
-    await load.register()
-    chaos = Chaos(server, load, random.Random(SEED + 1), say)
-    async with background(ledger.run()):
-        async with background(load.run()):
-            await chaos.run()
-            load.stop_producing()
-            await server.listening()
-            open_ids = await open_at_last(server.url)
-        repairs = await metric(server.url, "audit_repairs_total")
-        quarantined = await metric(server.url, "quarantined_workflows")
-    await server.stop()
-    # One more start, over what is left when nothing is under way.
-    present_ids = await stored_ids(data)
-    await server.spawn()
-    await server.listening()
-    present = await fetch(server.url, list(present_ids))
-    await server.stop()
+    async with Server(data) as server:
+        ledger = Ledger(tmp_path / "ledger")
+        load = Load(server.url, ledger, seed=SEED, open_target=OPEN_TARGET)
+        await server.spawn()
+        await server.listening()
+        await load.register()
+        chaos = Chaos(server, load, random.Random(SEED + 1), say)
+        async with background(ledger.run()):
+            async with background(load.run()):
+                await chaos.run()
+                load.stop_producing()
+                await server.listening()
+                open_ids = await open_at_last(server.url)
+            repairs = await metric(server.url, "audit_repairs_total")
+            quarantined = await metric(server.url, "quarantined_workflows")
+        await server.stop()
+        # One more start, over what is left when nothing is under way.
+        present_ids = await stored_ids(data)
+        await server.spawn()
+        await server.listening()
+        present = await fetch(server.url, list(present_ids))
+        await server.stop()
     verdict = judge(list(entries(tmp_path / "ledger")), present)
     report(verdict, chaos.kills, load, say)
     assert set(present) == set(present_ids)

@@ -46,9 +46,16 @@ class Death:
         self.has_come = asyncio.Event()
         self.faults: dict[str, Exception] = {}
         """Method of a store → what its next call raises."""
+        self._held: dict[str, tuple[int, asyncio.Event]] = {}
 
     def come(self) -> None:
         self.has_come.set()
+
+    def hold(self, name: str, *, after: int = 0) -> asyncio.Event:
+        """Have the calls of a method, but for the next few, wait until the event is set."""
+        free = asyncio.Event()
+        self._held[name] = (after, free)
+        return free
 
     async def call(self, name: str, method: Callable[[], Awaitable[object]]) -> object:
         """Let one call through, unless it comes too late; the last append brings the end."""
@@ -60,6 +67,11 @@ class Death:
                 self.come()
         if self.has_come.is_set():
             await asyncio.get_running_loop().create_future()
+        if name in self._held:
+            left, free = self._held[name]
+            self._held[name] = (left - 1, free)
+            if left <= 0:
+                await free.wait()
         if name in self.faults:
             raise self.faults.pop(name)
         return await method()
