@@ -252,7 +252,7 @@ class Node:
         )
         self._dispatcher.shards = self._shards
         self._timers.shards = tuple(self._shards.epochs)
-        self._timers.fire = self._shards.apply
+        self._timers.fire = self._shards.deliver
         self._router = Router(
             self._shards,
             metadata=self._metadata,

@@ -197,7 +197,7 @@ class Dispatcher:
 
     async def _apply(self, workflow_id: WorkflowId, event: Event) -> None:
         try:
-            await self.shards.apply(workflow_id, event)
+            await self.shards.deliver(workflow_id, event)
         except NotFound:
             # Removed meanwhile: there is nobody left to tell.
             log.debug("an answer came for a workflow that is gone", workflow_id=workflow_id)

@@ -25,6 +25,7 @@ from cluster.engine.effects import (
     PushTask,
     ResolveFailureWorkflow,
     ResolveSubWorkflow,
+    RunScript,
     StartChild,
     Tell,
     WorkflowEnded,
@@ -108,6 +109,8 @@ class _Transaction:
     touched: dict[str, Execution] = field(default_factory=dict)
     created: list[Execution] = field(default_factory=list)
     effects: list[Sent] = field(default_factory=list)
+    scripts: list[Sent] = field(default_factory=list)
+    """They read and change nothing outside, so they run while the commit is on its way."""
 
 
 class Shards:
@@ -174,7 +177,8 @@ class Shards:
         await self._answer(execution, event)
 
     async def deliver(self, workflow_id: WorkflowId, event: Event) -> None:
-        """`apply` for another shard: returns when it is durable, and waits for nothing else."""
+        """`apply` for those who want no answer, another shard or an effect: returns when it is
+        durable, and waits for nothing that the event has set going."""
         self._own(workflow_id)
         execution = await self.residents.get(workflow_id)
         await self._log.committed(self._decide(execution, event))
@@ -414,6 +418,9 @@ class Shards:
                     self._plans.of(found.snapshot)
                     mailbox.append((execution, failure_resolved(found, at_ms)))
                     return
+            case RunScript():
+                transaction.scripts.append(Sent(execution.id, effect))
+                return
             case FreezeTaskDefs():
                 pass
         transaction.effects.append(Sent(execution.id, effect))
@@ -462,6 +469,8 @@ class Shards:
             rows += [Row(touched.id, number, data) for number, data in changed]
             if touched.id in self._watchers:
                 effects.append(Sent(touched.id, None))
+        if transaction.scripts:
+            self._send(transaction.scripts)
         if not rows and not effects:
             return execution.last_entry
         try:
