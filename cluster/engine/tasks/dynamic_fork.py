@@ -26,13 +26,16 @@ def begin(step: Step, task: Task, node: Node) -> None:
     if not names:
         _fork(step, task, branches)
     elif step.freeze(task, tuple(names)):
-        on_definitions(step, task, node)
+        _fork_with_definitions(step, task, branches)
 
 
 def on_definitions(step: Step, task: Task, node: Node) -> None:
     """All task definitions are frozen."""
+    _fork_with_definitions(step, task, _branches(step, task, node))
+
+
+def _fork_with_definitions(step: Step, task: Task, branches: list[dict[str, Any]]) -> None:
     frozen = step.execution.frozen_task_defs()
-    branches = _branches(step, task, node)
     for branch in branches:
         if branch.get("taskDefinition") is None and branch.get("name") in frozen:
             branch["taskDefinition"] = frozen[branch["name"]]
@@ -141,15 +144,13 @@ def _listed_tasks(node: Node, value: dict[str, Any]) -> list[dict[str, Any]]:
     """Form A: a list of WorkflowTasks and a map reference name → input."""
     param = node.task.dynamic_fork_tasks_param
     tasks = value.get(param or "")
-    bad = WorkflowFailed(
-        f"Input '{param}' is invalid. Cannot deserialize a list of Workflow Tasks from "
-        f"'{to_text(tasks)}'"
-    )
-    if not isinstance(tasks, list):
-        raise bad
-    for branch in tasks:
-        if not isinstance(branch, dict) or branch.get("taskReferenceName") is None:
-            raise bad
+    if not isinstance(tasks, list) or any(
+        not isinstance(branch, dict) or branch.get("taskReferenceName") is None for branch in tasks
+    ):
+        raise WorkflowFailed(
+            f"Input '{param}' is invalid. Cannot deserialize a list of Workflow Tasks from "
+            f"'{to_text(tasks)}'"
+        )
     inputs = value.get(node.task.dynamic_fork_tasks_input_param_name or "")
     if not isinstance(inputs, dict):
         raise WorkflowFailed(
