@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=None, help="default: a random one")
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--rule", type=int, action="append", help="this rule's mutants only")
-    parser.add_argument("--all", action="store_true", help="all mutants (half an hour)")
+    parser.add_argument("--all", action="store_true", help="all mutants (a quarter of an hour)")
     wanted = parser.parse_args(arguments)
     seed = random.randrange(10_000) if wanted.seed is None else wanted.seed
     if wanted.rule:

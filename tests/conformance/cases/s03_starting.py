@@ -103,9 +103,13 @@ def a_run_keeps_the_definitions_it_started_with(server: Server) -> Json:
     server.work("~a", status="FAILED")
     server.work("~a")
     assert server.take("~b")["inputData"] == {"x": "old"}
-    run = server.run(run_id)
-    steps = run["workflowDefinition"]["tasks"]
-    return [summary(run), [[step["name"], step["taskDefinition"]["retryCount"]] for step in steps]]
+    runs = [server.run(run_id), server.run(server.start())]
+    steps = [run["workflowDefinition"]["tasks"] for run in runs]
+    retries = [[part["taskDefinition"]["retryCount"] for part in parts] for parts in steps]
+    # A run that starts after the edit follows what is new.
+    assert retries == [[1, 3], [0, 3]]
+    assert last_task(runs[1], "a")["inputData"] == {"x": "new"}
+    return [*map(summary, runs), retries]
 
 
 @rule(40)

@@ -39,8 +39,11 @@ def rerun_of_runs_and_tasks_that_cannot_be(server: Server) -> Json:
     answers["paused"] = server.post(f"/workflow/{run_id}/rerun", {})
     ok(server.delete(f"/workflow/{run_id}"))
     answers["unknown task"] = server.post(f"/workflow/{run_id}/rerun", {"reRunFromTaskId": UNKNOWN})
+    other_id = server.task(server.start(), "a")["taskId"]
+    other = {"reRunFromTaskId": other_id}
+    answers["task of another run"] = server.post(f"/workflow/{run_id}/rerun", other)
     answers["unknown run"] = server.post(f"/workflow/{UNKNOWN}/rerun", {})
-    assert [answer.status for answer in answers.values()] == [409, 409, 400, 404]
+    assert [answer.status for answer in answers.values()] == [409, 409, 400, 400, 404]
     run = server.run(run_id)
     assert run["status"] == "TERMINATED"
     return [answers, seen(run)]
