@@ -22,6 +22,8 @@ Mode = Literal["both", "oracle", "ours", "record"]
 
 # Cases at a time. The real server shares the machine with us and its SQLite has one writer.
 THREADS = {"conductor": 6, "podium": 12}
+HICCUPS = (AssertionError, KeyError, TypeError, httpx.TransportError)
+"""What a case comes to on a server that is too busy: late answers, and errors in their place."""
 SECONDS = "seconds.txt"
 """Not .json, which the answers are."""
 
@@ -85,7 +87,7 @@ class Runs:
         began = time.monotonic()
         try:
             return observe(mark, endpoint)
-        except (AssertionError, httpx.TimeoutException) as error:
+        except HICCUPS as error:
             if endpoint.kind == "podium":
                 raise
             return next(self.asked_again(mark, endpoint, error))
@@ -103,7 +105,7 @@ class Runs:
             self.again.append(mark.name)
             try:
                 observation = observe(mark, endpoint)
-            except (AssertionError, httpx.TimeoutException) as failure:
+            except HICCUPS as failure:
                 error = failure
                 continue
             answered = True
