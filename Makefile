@@ -60,8 +60,9 @@ bench: setup ## throughput, CPU per workflow, CPU per task as workflows grow; ne
 	@$(BIN)/python bench/embedded.py
 	@$(BIN)/python bench/cost_per_task.py
 
-services: ## install Redis, a JDK and Maven by apt (the tests need them)
+services: setup ## install Redis, a JDK and Maven by apt, fetch Conductor (the tests need them)
 	@./ops/services.sh
+	@PYTHON=$(BIN)/python ./ops/conductor_up.sh fetch
 
 lock: ## write constraints.txt anew from the newest versions that fit pyproject.toml
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet --editable '.[dev]'

@@ -42,7 +42,7 @@ def conductor() -> Iterator[Endpoint]:
     started = subprocess.run(
         [str(script), str(port)],
         # With its default of 1 GB it ran out of memory after some hundred cases.
-        env={"HEAP": "3g"} | os.environ | ENVIRONMENT,
+        env={"HEAP": "3g", "PYTHON": sys.executable} | os.environ | ENVIRONMENT,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
