@@ -42,9 +42,11 @@ def causes_of(execution: Execution) -> Causes:
         return causes
     in_work = {number for kind, number, _ in header.work if kind in ("begin", "resume")}
     for task in execution.open_tasks():
+        if task.number in in_work:
+            continue
         if TASK_TYPES[task.type].is_worker:
             causes.queued.setdefault(queue_name(task), []).append(task.number)
-        elif not task.wake_ms and task.number not in in_work and not is_paused:
+        elif not task.wake_ms and not is_paused:
             causes.effect = causes.effect or _needs_effect(execution, task)
     if not is_paused:
         causes.due_ms = _due_ms(execution)

@@ -45,6 +45,7 @@ from cluster.engine.recovery import recover
 from cluster.engine.retries import (
     TimedOut,
     arm,
+    arm_own_tasks,
     arm_workflow_timeout,
     check_timeouts,
     due_of,
@@ -63,16 +64,24 @@ DEFAULT = Surroundings()
 
 
 def decide(
-    execution: Execution, event: Event, surroundings: Surroundings = DEFAULT
+    execution: Execution,
+    event: Event,
+    surroundings: Surroundings = DEFAULT,
+    *,
+    budget: int | None = None,
 ) -> list[Effect]:
     """Apply one event; returns the effects, the rows are noted in the execution (rows.py).
 
     A late or repeated result or timer changes nothing; operator commands may revive what ended.
-    Raises a ClusterError for a command that does not fit; then nothing has changed.
+    `budget` is how many tasks may come and go, where the event shares a transition with others:
+    the rest is a continuation. Raises a ClusterError for a command that does not fit; then nothing
+    has changed.
     """
     header = execution.header
     status, work, due_ms = header.status, header.work, header.due_ms
     step = Step(execution, event.at_ms, surroundings, TASK_TYPES)
+    if budget is not None:
+        step.budget = budget
     try:
         _apply(step, event)
     except TimedOut as e:
@@ -80,6 +89,8 @@ def decide(
     except WorkflowFailed as e:
         fail(step, WorkflowStatus(e.status), e.reason)
     run(step)
+    if not execution.is_terminal:
+        arm_own_tasks(step)
     if header.status is not status or header.work != work or header.due_ms != due_ms:
         # Nothing else may have changed, as when a run is paused; yet the header is to be saved.
         execution.parts |= STATE

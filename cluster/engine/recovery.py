@@ -36,12 +36,14 @@ def recover(step: Step) -> None:
         go_on(step, RESUME)
     in_work = {number for kind, number, _ in header.work if kind in ("begin", "resume")}
     for task in list(execution.open_tasks()):
+        if task.number in in_work:
+            continue
         if step.types[task.type].is_worker:
             if task.status is TaskStatus.SCHEDULED:
                 step.effects.append(PushTask(task.number))
             else:
                 step.effects.append(HoldTask(queue_name(task), task.number, task.delivery))
-        elif not task.wake_ms and task.number not in in_work:
+        elif not task.wake_ms:
             _ask_again(step, task)
 
 

@@ -122,9 +122,25 @@ def due_of(task: Task, node: Node, definition: TaskDef | None) -> int:
     if task.status is TaskStatus.SCHEDULED:
         if ends and definition.poll_timeout_seconds:
             due = _earlier(due, _poll_due(task, definition))
-    elif definition.response_timeout_seconds > 0 and not node.task.async_complete:
+    elif definition.response_timeout_seconds > 0 and not _is_completed_elsewhere(task, node):
         due = _earlier(due, _response_due(task, definition))
     return due
+
+
+def _is_completed_elsewhere(task: Task, node: Node) -> bool:
+    """Whether nobody is expected to give a sign of life meanwhile (rule 131)."""
+    return node.task.async_complete or task.type == "SUB_WORKFLOW"
+
+
+def arm_own_tasks(step: Step) -> None:
+    """Have the engine come back to its own tasks that changed: they may have timeouts as well."""
+    execution = step.execution
+    for number in execution.changed:
+        task = execution.tasks[number]
+        if task.is_open and not step.types[task.type].is_worker:
+            node = execution.node_of(task)
+            if execution.definition_of(task, node) is not None:
+                arm(step, task, node)
 
 
 def _earlier(due: int, other: int) -> int:
@@ -197,7 +213,7 @@ def check_timeouts(step: Step, task: Task, node: Node) -> bool:
     if (
         task.status is TaskStatus.IN_PROGRESS
         and definition.response_timeout_seconds > 0
-        and not node.task.async_complete
+        and not _is_completed_elsewhere(task, node)
         and at_ms >= _response_due(task, definition)
     ):
         reason = (

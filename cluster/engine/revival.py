@@ -11,6 +11,7 @@ from cluster.engine.plan import Node, following
 from cluster.engine.retries import next_attempt
 from cluster.engine.scheduling import advance, begin_attempt, on_ended
 from cluster.engine.step import Step
+from cluster.engine.tasks.join import watch_again
 from cluster.engine.transitions import OPEN_TASK, UNSUCCESSFUL_TASK, TaskStatus
 
 RETRY, RERUN, REVIVE, RESUME = "retry", "rerun", "revive", "walk"
@@ -70,7 +71,13 @@ def scan(step: Step, kind: str, cursor: int, limit: int) -> None:
 def _begin_again(step: Step, kind: str, task: Task) -> bool:
     if not wanted_again(task) or step.execution.by_ref.get(task.ref) is not task:
         return False
+    has_child = task.type == "SUB_WORKFLOW" and task.sub_workflow_id
+    if kind == REVIVE and not has_child and task.status is not TaskStatus.CANCELED:
+        return False
     step.budget -= 1
+    if task.executed:
+        # A permissive failure: joins had done with it.
+        watch_again(step.execution, task.ref)
     if kind == RETRY and task.type != "FORK":
         attempt = next_attempt(step, task, step.execution.node_of(task), delay=0)
         attempt.reason = ""
@@ -81,14 +88,12 @@ def _begin_again(step: Step, kind: str, task: Task) -> bool:
         begin_attempt(step, attempt, step.execution.node_of(task))
     elif kind != REVIVE:
         begin_in_place(step, task)
-    elif task.type == "SUB_WORKFLOW" and task.sub_workflow_id:
+    elif has_child:
         retry_child(step, task)
         step.reopen(task, TaskStatus.IN_PROGRESS)
-    elif task.status is TaskStatus.CANCELED:
+    else:
         task.retry_count += 1
         begin_in_place(step, task)
-    else:
-        return False
     return True
 
 

@@ -30,6 +30,15 @@ def watch(execution: Execution, join: Task) -> None:
     execution.waiting[join.number] = waiting
 
 
+def watch_again(execution: Execution, ref: str) -> None:
+    """A task that had ended is about to run again: open joins wait for it once more."""
+    for number in execution.waiting:
+        join = execution.tasks[number]
+        if join.is_open and ref in watched_refs(execution, join):
+            execution.joins.setdefault(ref, []).append(number)
+            execution.waiting[number] += 1
+
+
 def watched_refs(execution: Execution, join: Task) -> list[str]:
     """All references whose end an open join has to hear of."""
     refs = joined_refs(execution, join)
