@@ -96,6 +96,8 @@ class Dispatcher:
         self._waiting: list[Sent] = []
         self._markers: list[asyncio.Future[None]] = []
         self._under_way: Counter[WorkflowId] = Counter()
+        self._continuing: set[WorkflowId] = set()
+        """Who is about to go on: every event of a workflow with a continuation asks for that."""
         self._news: asyncio.Event = asyncio.Event()
         self._group: asyncio.TaskGroup
 
@@ -150,7 +152,9 @@ class Dispatcher:
                     task = task_id(one.workflow_id, effect.number)
                     await batch.hold(effect.queue, task, effect.delivery)
                 case ContinueLater():
-                    self._spawn(one.workflow_id, partial(self._continue, one.workflow_id))
+                    if one.workflow_id not in self._continuing:
+                        self._continuing.add(one.workflow_id)
+                        self._spawn(one.workflow_id, partial(self._continue, one.workflow_id))
                 case RunScript():
                     self._spawn(one.workflow_id, partial(self._run_script, one.workflow_id, effect))
                 case ResolveSubWorkflow():
@@ -205,6 +209,7 @@ class Dispatcher:
     async def _continue(self, workflow_id: WorkflowId) -> None:
         # Behind what else is ready now, so that a long continuation holds nobody up.
         await asyncio.sleep(0)
+        self._continuing.discard(workflow_id)
         await self._apply(workflow_id, Continued(self._clock.now_ms()))
 
     async def _run_script(self, workflow_id: WorkflowId, effect: RunScript) -> None:

@@ -31,6 +31,7 @@ from cluster.engine.effects import (
     WorkflowEnded,
 )
 from cluster.engine.events import (
+    Continued,
     Event,
     FailureWorkflowResolved,
     Recovered,
@@ -356,11 +357,20 @@ class Shards:
     def _decide_all(self, transaction: _Transaction, execution: Execution, event: Event) -> None:
         mailbox: deque[tuple[Execution, Event]] = deque(((execution, event),))
         first = event
+        # What one event may change, and all that follow from it in this transition: children that
+        # end as soon as they begin would else go on and on in one log entry.
+        budget = self._surroundings.tasks_per_step_max
         while mailbox:
             execution, event = mailbox.popleft()
             transaction.touched[execution.id] = execution
+            number = execution.header.next_number
+            # Where a continuation is under way, only that goes on with it: a crowd of other events
+            # would take the whole of it in one turn of the loop.
+            waits = execution.header.work and not isinstance(event, Continued)
             try:
-                effects = decide(execution, event, self._surroundings)
+                effects = decide(
+                    execution, event, self._surroundings, budget=0 if waits else budget
+                )
             except ClusterError as refusal:
                 if event is first:
                     raise
@@ -373,6 +383,7 @@ class Shards:
                     error=refusal.message,
                 )
                 continue
+            budget = max(0, budget - 1 - (execution.header.next_number - number))
             for effect in effects:
                 self._take(transaction, mailbox, execution, effect, event.at_ms)
 
