@@ -31,6 +31,7 @@ async def insist(
     began_ms = clock.monotonic_ms()
     pause_ms = _PAUSE_MS_MIN
     while True:
+        sent_ms = clock.monotonic_ms()
         try:
             async with asyncio.timeout(attempt_ms / 1_000):
                 return await call()
@@ -38,6 +39,9 @@ async def insist(
             fault = error
         except TimeoutError:
             fault = StoreFault(f"a store gave no answer within {attempt_ms} ms")
+            # While this process itself stood still no answer could be heard: that is not held
+            # against the store.
+            began_ms += max(0, clock.monotonic_ms() - sent_ms - attempt_ms)
         if deadline_ms is not None and clock.monotonic_ms() - began_ms >= deadline_ms:
             raise fault
         await asyncio.sleep(pause_ms / 1_000)
