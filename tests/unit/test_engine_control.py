@@ -70,6 +70,29 @@ def test_a_paused_run_retries_when_it_is_resumed() -> None:
     assert run.by_ref["a"].number == 2
 
 
+def test_what_fails_while_the_scan_after_a_pause_goes_on_is_retried_once() -> None:
+    runs = Runs(surroundings=Surroundings(tasks_per_step_max=5))
+    branches = [[one(f"p{i}"), one(f"q{i}")] for i in range(5)]
+    fork = [
+        one("f", "FORK_JOIN", forkTasks=[*branches, [one("x")]]),
+        one("j", "JOIN", joinOn=["x"]),
+    ]
+    run = runs.start(plan_of(fork, task_defs=[{"name": "x", "retryDelaySeconds": 0}]))
+    runs.apply(run, Paused(runs.now_ms))
+    for i in range(5):
+        runs.work(run, f"p{i}")
+    runs.poll(run, "x")
+    settle, runs.settle = runs.settle, lambda: None  # type: ignore[method-assign]
+    runs.apply(run, Resumed(runs.now_ms))
+    assert [kind for kind, _, _ in run.header.work] == ["walk"]
+    runs.update(run, "x", "FAILED")
+    runs.settle = settle  # type: ignore[method-assign]
+    runs.settle()
+    assert [task.retry_count for task in run.tasks.values() if task.ref == "x"] == [0, 1]
+    runs.work_all()
+    assert run.header.status == "COMPLETED"
+
+
 def test_a_loop_goes_on_after_a_pause_between_two_rounds() -> None:
     runs = Runs()
     loop = one("l", "DO_WHILE", loopCondition="$.l['iteration'] < 2", loopOver=[one("a")])

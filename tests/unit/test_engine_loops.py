@@ -5,6 +5,9 @@ from typing import Any
 import pytest
 
 from cluster.engine import views
+from cluster.engine.events import Paused, Resumed, Retried, Terminated
+from cluster.engine.model import Execution
+from cluster.engine.rows import load
 from cluster.engine.step import Surroundings
 from tests.support.engine import Json, Runs, input_of, output_of, plan_of, statuses, step
 
@@ -205,6 +208,105 @@ def test_only_the_last_rounds_are_kept() -> None:
         runs.work(run, f"b__{number}")
     assert list(run.by_ref) == ["l", "a__4", "b__4", "a__5", "b__5"]
     assert list(output_of(run, "l")) == ["iteration", "4", "5"]
+
+
+def read_again(runs: Runs, run: Execution) -> Execution:
+    """Thrown out of memory and loaded from its rows."""
+    loaded = runs.executions[run.id] = load(run.id, runs.rows[run.id].items(), lambda _: run.plan)
+    return loaded
+
+
+def test_kept_rounds_look_the_same_to_a_step_after_the_run_was_read_again() -> None:
+    seen = []
+    for reads_again in (False, True):
+        runs = Runs()
+        body = step("a", inputParameters={"all": "${l.output}"})
+        run = runs.start(plan_of([loop(body, step("b"), inputParameters={"keepLastN": 1})]))
+        for ref in ("a__1", "b__1", "a__2"):
+            runs.work(run, ref, output={"of": ref})
+        if reads_again:
+            run = read_again(runs, run)
+        assert list(views.output_value(run, run.by_ref["l"])) == ["iteration", "1"]
+        runs.work_all(lambda _, task: {"of": task.ref})
+        assert "2" in input_of(run, "a__3")["all"]
+        seen.append(runs.rows[run.id])
+    assert seen[0] == seen[1]
+
+
+def test_what_is_still_open_in_a_forgotten_round_leaves_its_queue() -> None:
+    runs = Runs()
+    inner = loop(step("a"), ref="m", rounds=2)
+    run = runs.start(plan_of([loop(inner, rounds=2, inputParameters={"keepLastN": 1})]))
+    runs.update(run, "m__1")
+    # Nothing of round 1 is left, not even what a worker could have taken.
+    assert list(run.by_ref) == ["l", "m__2", "a__2__1"]
+    assert list(runs.queue[run.id]) == [run.by_ref["a__2__1"].number]
+    runs.work_all()
+    assert run.header.status == "COMPLETED"
+
+
+def test_a_round_may_be_forgotten_in_the_middle_of_a_continuation() -> None:
+    runs = Runs(surroundings=Surroundings(tasks_per_step_max=5))
+    body = [
+        step("g", "FORK_JOIN", forkTasks=[[step(f"b{i}")] for i in range(30)]),
+        step("k", "JOIN", joinOn=["b0"]),
+    ]
+    inner = loop(*body, ref="m", rounds=1)
+    settle, runs.settle = runs.settle, lambda: None  # type: ignore[method-assign]
+    run = runs.start(plan_of([loop(inner, rounds=2, inputParameters={"keepLastN": 1})]))
+    assert "resume" in {kind for kind, _, _ in run.header.work}
+    runs.update(run, "m__1")
+    runs.settle = settle  # type: ignore[method-assign]
+    runs.settle()
+    assert not [ref for ref in run.by_ref if ref.endswith("__1__1")]
+    runs.work_all()
+    assert run.header.status == "COMPLETED"
+
+
+def test_a_loop_that_was_cancelled_before_it_began_begins_at_retry() -> None:
+    runs = Runs(surroundings=Surroundings(tasks_per_step_max=3))
+    settle, runs.settle = runs.settle, lambda: None  # type: ignore[method-assign]
+    fork = [
+        step("f", "FORK_JOIN", forkTasks=[[step("x")], [loop(step("a"), rounds=2)]]),
+        step("j", "JOIN", joinOn=["l"]),
+    ]
+    run = runs.start(plan_of(fork))
+    assert run.header.work == [("begin", 3, 0)]
+    runs.apply(run, Terminated(runs.now_ms, "enough"))
+    assert (statuses(run)["l"], run.by_ref["l"].rounds) == ("CANCELED", 0)
+    runs.settle = settle  # type: ignore[method-assign]
+    runs.apply(run, Retried(runs.now_ms))
+    runs.work_all()
+    assert run.header.status == "COMPLETED"
+    assert list(output_of(run, "l")) == ["iteration", "1", "2"]
+
+
+def test_a_round_does_not_end_before_the_scan_has_seen_all_that_ended_in_a_pause() -> None:
+    runs = Runs(surroundings=Surroundings(tasks_per_step_max=5))
+    body = [
+        step("g", "FORK_JOIN", forkTasks=[[step("a"), step("b")], [step("c")]]),
+        step("k", "JOIN", joinOn=["c"]),
+    ]
+    branches = [[step(f"p{i}"), step(f"q{i}")] for i in range(30)]
+    tasks = [
+        step("f", "FORK_JOIN", forkTasks=[*branches, [loop(*body, rounds=1)]]),
+        step("j", "JOIN", joinOn=["l"]),
+    ]
+    run = runs.start(plan_of(tasks))
+    runs.apply(run, Paused(runs.now_ms))
+    for ref in (*(f"p{i}" for i in range(30)), "a__1"):
+        runs.work(run, ref)
+    runs.poll(run, "c__1")
+    settle, runs.settle = runs.settle, lambda: None  # type: ignore[method-assign]
+    runs.apply(run, Resumed(runs.now_ms))
+    runs.update(run, "c__1")
+    assert "q29" not in run.by_ref
+    runs.settle = settle  # type: ignore[method-assign]
+    runs.settle()
+    assert statuses(run)["b__1"] == "SCHEDULED"
+    assert statuses(run)["l"] == "IN_PROGRESS"
+    runs.work_all()
+    assert set(output_of(run, "l")["1"]) == {"g", "a", "b", "c", "k"}
 
 
 @pytest.mark.parametrize("keep", [0, -3])

@@ -40,7 +40,10 @@ SMALL = Surroundings(tasks_per_step_max=10)
 class Owner:
     """Decides the events of one run, keeps its rows, and carries out no effects."""
 
-    def __init__(self, tasks: list[Json], **fields: Any) -> None:
+    def __init__(
+        self, tasks: list[Json], *, surroundings: Surroundings = SMALL, **fields: Any
+    ) -> None:
+        self.surroundings = surroundings
         self.plan: Plan = plan_of(tasks, **fields)
         definition = self.plan.definition
         header = Header(
@@ -56,7 +59,7 @@ class Owner:
         self.decide(WorkflowStarted(1_000))
 
     def decide(self, event: Event) -> list[Effect]:
-        effects = decide(self.run, event, SMALL)
+        effects = decide(self.run, event, self.surroundings)
         self.rows.update(changed_rows(self.run))
         return effects
 
@@ -148,6 +151,37 @@ def test_steps_that_were_about_to_begin_begin_once() -> None:
     assert owner.run.header.status == "COMPLETED"
     assert owner.run.by_ref["l"].rounds == 2
     assert len(owner.run.tasks) == 61
+
+
+def test_rounds_are_counted_once_whoever_takes_over_between_them() -> None:
+    def loop(ref: str) -> Json:
+        condition = f"$.{ref}['iteration'] < 5"
+        body = [step(f"{ref}n", "NOOP"), step(f"{ref}o", "NOOP")]
+        return step(ref, "DO_WHILE", loopCondition=condition, loopOver=body)
+
+    cut_between_rounds = False
+    for budget in range(1, 8):
+        fork = [
+            step("f", "FORK_JOIN", forkTasks=[[loop(ref)] for ref in "abc"]),
+            step("j", "JOIN", joinOn=["a", "b", "c"]),
+        ]
+        owner = Owner(fork, surroundings=Surroundings(tasks_per_step_max=budget))
+        effects: list[Effect] = [ContinueLater()]
+        while ContinueLater() in effects:
+            tasks = owner.run.tasks
+            cut_between_rounds |= any(
+                kind == "resume" and tasks[number].type == "DO_WHILE"
+                for kind, number, _ in owner.run.header.work
+            )
+            effects = owner.take_over()
+        assert owner.run.header.status == "COMPLETED"
+        assert [owner.run.by_ref[ref].rounds for ref in "abc"] == [5, 5, 5]
+        assert len(owner.run.tasks) == 2 + 3 * 11
+        for ref in "abc":
+            output = owner.run.task_output(owner.run.by_ref[ref])
+            assert output.pop("iteration") == 5
+            assert output == {str(i): {f"{ref}n": {}, f"{ref}o": {}} for i in range(1, 6)}
+    assert cut_between_rounds
 
 
 def test_a_paused_run_stays_paused() -> None:
