@@ -51,11 +51,13 @@ class Death:
     def come(self) -> None:
         self.has_come.set()
 
-    def hold(self, name: str, *, after: int = 0) -> asyncio.Event:
-        """Have the calls of a method, but for the next few, wait until the event is set."""
-        free = asyncio.Event()
-        self._held[name] = (after, free)
-        return free
+    def hold(self, name: str, *, after: int = 0) -> None:
+        """Have the calls of a method, but for the next few, wait until they are let go."""
+        self._held[name] = (after, asyncio.Event())
+
+    def let_go(self, name: str) -> None:
+        """The calls of a method that was held go on."""
+        self._held.pop(name)[1].set()
 
     async def call(self, name: str, method: Callable[[], Awaitable[object]]) -> object:
         """Let one call through, unless it comes too late; the last append brings the end."""

@@ -64,15 +64,24 @@ TASK_DEFS = [
 ]
 
 
-def in_lives(*tests: Callable[[Life], Awaitable[None]], **settings: Any) -> None:
-    """Each test is a life over the stores that the one before it left when it died."""
+Test = Callable[[Life], Awaitable[None]]
+
+
+def in_lives(*tests: Test, held: Test | None = None, **settings: Any) -> None:
+    """Each test is a life over the stores that the one before it left when it died.
+
+    In the life of `held` recovery waits until the test lets "scan" go.
+    """
 
     async def run() -> None:
         stores = await new_stores()
         async with Life(stores) as life:
             await life.register(BODIES, TASK_DEFS)
         for test in tests:
-            async with Life(stores, audit_interval_ms=1 << 40, **settings) as life:
+            death = Death()
+            if test is held:
+                death.hold("scan")
+            async with Life(stores, death=death, audit_interval_ms=1 << 40, **settings) as life:
                 await test(life)
 
     run_virtual(run())
@@ -166,12 +175,11 @@ def test_a_limited_type_waits_until_the_tasks_in_workers_hands_are_counted() -> 
         await life.parts.commit_log.drain()
 
     async def second(life: Life) -> None:
-        free = life.death.hold("scan")
         await life.start("limited")
         poll = asyncio.create_task(life.poll("t_x", timeout_ms=5000))
         await asyncio.sleep(1)
         assert not poll.done(), "who has the one slot is not known yet"
-        free.set()
+        life.death.let_go("scan")
         await life.recovered()
         await asyncio.sleep(1)
         assert not poll.done(), "the one slot is taken"
@@ -182,7 +190,7 @@ def test_a_limited_type_waits_until_the_tasks_in_workers_hands_are_counted() -> 
         assert task["taskId"] != held[0]["taskId"]
         assert await life.poll("t_x") == []
 
-    in_lives(first, second)
+    in_lives(first, second, held=second)
 
 
 def test_what_comes_before_a_workflow_is_recovered_is_taken() -> None:
@@ -193,11 +201,11 @@ def test_what_comes_before_a_workflow_is_recovered_is_taken() -> None:
         ids.append(await life.start("two"))
 
     async def second(life: Life) -> None:
-        free = life.death.hold("scan")
         tasks = [(await life.show(one))["tasks"][0] for one in ids]
         await life.report(tasks[0], output={"v": 1})
         await life.terminate(ids[1])
-        free.set()
+        assert not life.node.services.is_ready()
+        life.death.let_go("scan")
         await life.recovered()
         assert await life.poll("t_a") == []
         [task] = await life.poll("t_b")
@@ -205,7 +213,7 @@ def test_what_comes_before_a_workflow_is_recovered_is_taken() -> None:
         assert await status_of(life, ids[0]) == "COMPLETED"
         assert await status_of(life, ids[1]) == "TERMINATED"
 
-    in_lives(first, second)
+    in_lives(first, second, held=second)
 
 
 def test_a_time_that_came_while_nobody_was_there_comes_at_once() -> None:
@@ -400,12 +408,12 @@ def test_memory_is_not_freed_of_what_a_checkpoint_has_yet_to_write() -> None:
         for task in await life.poll("t_a", count=1000) + await life.poll("t_a", count=1000):
             await life.report(task)
         # From here on the first batch of the checkpoint is written, and the second one waits.
-        free = life.death.hold("write", after=1)
+        life.death.hold("write", after=1)
         checkpoint = asyncio.ensure_future(life.node.services.catch_up())
         await asyncio.sleep(1)
         assert not checkpoint.done()
         seen = [(await life.show(one))["tasks"][0]["status"] for one in reversed(ids)]
-        free.set()
+        life.death.let_go("write")
         await checkpoint
         assert seen == ["COMPLETED"] * count
 
