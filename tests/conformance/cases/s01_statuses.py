@@ -177,7 +177,7 @@ def a_step_is_not_scheduled_twice(server: Server) -> Json:
     return summary(run)
 
 
-@rule(16)
+@rule(16, recorded=True)
 def seq_counts_every_scheduled_task(server: Server) -> Json:
     # Retried is a task that the JOIN does not wait for: the real server's JOIN may take the failure
     # of one that it waits for as final before the retry exists.

@@ -193,7 +193,7 @@ def a_retry_waits_for_its_delay(server: Server) -> Json:
     return pick(retry, "retryCount", "callbackAfterSeconds", "startDelayInSeconds")
 
 
-@rule(79)
+@rule(79, recorded=True)
 def the_total_timeout_ends_the_retries(server: Server) -> Json:
     run = failed_too_late(server, timeoutPolicy="ALERT_ONLY")
     assert run["status"] == "FAILED"
@@ -201,7 +201,12 @@ def the_total_timeout_ends_the_retries(server: Server) -> Json:
     return short(run)
 
 
-@rule(79, 90, difference="a task is timed out when its time is up, not when somebody looks at it")
+@rule(
+    79,
+    90,
+    recorded=True,
+    difference="a task is timed out when its time is up, not when somebody looks at it",
+)
 def the_total_timeout_ends_a_task_in_a_workers_hands(server: Server) -> Json:
     run = failed_too_late(server)
     ended = ("TIMED_OUT", "TIMED_OUT") if server.is_ours else ("FAILED", "FAILED")

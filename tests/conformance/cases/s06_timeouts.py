@@ -85,7 +85,7 @@ def policy_retry_makes_another_attempt(server: Server) -> Json:
     return [short(during), short(server.ended(run_id))]
 
 
-@rule(25, 89)
+@rule(25, 89, recorded=True)
 def policy_retry_without_attempts_left_ends_the_workflow(server: Server) -> Json:
     server.register(
         task_def(

@@ -139,7 +139,7 @@ def retry_in_a_fork_brings_siblings_back_and_reopens_the_join(server: Server) ->
     return [seen(failed), seen(running), seen(ended), last_task(ended, "j")["outputData"]]
 
 
-@rule(230)
+@rule(230, recorded=True)
 def retry_in_a_loop_goes_on_in_its_round(server: Server) -> Json:
     body = [simple("a"), simple("b")]
     loop = step("DO_WHILE", "l", loopCondition="$.l.iteration < 3", loopOver=body)

@@ -310,7 +310,7 @@ def a_timed_out_child_times_its_parent_out(server: Server) -> Json:
     return [run["status"], statuses(run), last_task(run, "s")["outputData"]]
 
 
-@rule(184)
+@rule(184, recorded=True)
 def failures_are_told_through_all_levels(server: Server) -> Json:
     server.register(
         task_def("~k", retryCount=0),
