@@ -17,8 +17,6 @@ TIME_LIMIT_MS = 1000
 FAILS_S = 4.0
 """When a script that is stopped must have failed its task: its limit, and room for a busy machine;
 some are tried again among the suspects."""
-SLOW_MS = 400
-WORST_MS = 2000
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +111,7 @@ async def test_nobody_else_notices(client: Client) -> None:
         runs = [await client.ended(workflow_id, deadline_s=60) for workflow_id in workflow_ids]
     assert {run["status"] for run in runs} == {"FAILED"}
     assert len(seen.took_ms) > 10, seen
-    assert seen.slow_ms < SLOW_MS, seen
-    assert seen.worst_ms < WORST_MS, seen
+    seen.check()
 
 
 async def test_a_flood_of_endless_scripts_leaves_the_quick_ones_alone(client: Client) -> None:
@@ -130,8 +127,7 @@ async def test_a_flood_of_endless_scripts_leaves_the_quick_ones_alone(client: Cl
         assert time.perf_counter() - began < 10, "a start waits 5 s for scripts, no longer"
     for workflow_id in ids:
         assert (await client.ended(workflow_id))["status"] == "FAILED"
-    assert seen.slow_ms < SLOW_MS, seen
-    assert seen.worst_ms < WORST_MS, seen
+    seen.check()
 
 
 async def test_an_endless_script_in_a_branch_does_not_hold_its_siblings(client: Client) -> None:

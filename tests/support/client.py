@@ -1,6 +1,7 @@
 """A client for many requests at once, and a watch on how long others wait meanwhile."""
 
 import asyncio
+import os
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -11,6 +12,9 @@ import aiohttp
 import orjson
 
 Json = dict[str, Any]
+MEDIAN_MS, SLOW_MS, WORST_MS = 100, 300, 1500
+"""How long somebody else's workflow may take while a large or a hostile one runs. It takes a few
+milliseconds; a step that held the node's loop to its end would take seconds."""
 ENDED = ("COMPLETED", "FAILED", "TIMED_OUT", "TERMINATED")
 
 
@@ -126,6 +130,14 @@ class Bystander:
     @property
     def worst_ms(self) -> float:
         return max(self.took_ms)
+
+    def check(self) -> None:
+        """Nobody held the node's loop: as a whole they took next to nothing, hardly one was slow,
+        and none waited for long. A machine that others keep busy gets more time for it."""
+        shared_by = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+        assert self.median_ms < MEDIAN_MS * shared_by, self
+        assert self.slow_ms < SLOW_MS * shared_by, self
+        assert self.worst_ms < WORST_MS * shared_by, self
 
     def __repr__(self) -> str:
         return (
