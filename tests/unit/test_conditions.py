@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from typing import Any
 
 import pytest
@@ -329,18 +328,6 @@ def test_whatever_compiles_runs_far_below_the_recursion_limit() -> None:
         return compiled({}) if frames == 0 else deep(frames - 1)
 
     assert deep(500) > 50
-
-
-@pytest.mark.parametrize("source", ["$.a == 'x'", "if ($.a > 1) { true; } else { false; }"])
-def test_a_condition_costs_about_a_microsecond(source: str) -> None:
-    compiled = compile_condition(source)
-    assert compiled is not None
-    value = {"a": 5}
-    started = time.perf_counter()
-    for _ in range(10_000):
-        compiled(value)
-    # Far above the measured 0.5 µs: this notices a lost fast path, not a busy machine.
-    assert (time.perf_counter() - started) / 10_000 < 50e-6
 
 
 NAMES = st.sampled_from(["a", "b", "c", "length", "toString", "0"])
