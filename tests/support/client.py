@@ -136,7 +136,9 @@ class Bystander:
         and none waited for long. A machine that others keep busy gets more time for it."""
         shared_by = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
         assert self.median_ms < MEDIAN_MS * shared_by, self
-        assert self.slow_ms < SLOW_MS * shared_by, self
+        if len(self.took_ms) >= ENOUGH:
+            # Of a few runs one in twenty is the worst of them, which has a bound of its own.
+            assert self.slow_ms < SLOW_MS * shared_by, self
         assert self.worst_ms < WORST_MS * shared_by, self
 
     def __repr__(self) -> str:
