@@ -37,7 +37,7 @@ def branches(count: int, task: Json) -> Json:
     return {"tasks": tasks, "inputs": {}}
 
 
-ROUNDS = "if ($.l.iteration < 700) { true } else { false }"
+ROUNDS = "if ($.l.iteration < 1500) { true } else { false }"
 QUICK = definition("quick", step("z", "NOOP"))
 CASES: dict[str, tuple[Json, Json]] = {
     "branches": (
