@@ -13,9 +13,10 @@ import orjson
 
 Json = dict[str, Any]
 MEDIAN_MS, SLOW_MS, WORST_MS = 100, 300, 1500
-ENOUGH = 60
 """How long somebody else's workflow may take while a large or a hostile one runs. It takes a few
 milliseconds; a step that held the node's loop to its end would take seconds."""
+ENOUGH = 60
+"""Runs of which one in twenty says something that the worst does not."""
 ENDED = ("COMPLETED", "FAILED", "TIMED_OUT", "TERMINATED")
 
 

@@ -95,3 +95,25 @@ async def ended(life: Life, workflow_id: WorkflowId) -> None:
         workflow_id, lambda execution: execution.is_terminal, 3_600_000
     )
     assert (await life.show(workflow_id))["status"] == "COMPLETED"
+
+
+def test_no_turn_of_the_loop_takes_a_whole_fork() -> None:
+    """Each event of a workflow with a continuation could go on with it: a crowd of them, all."""
+    count = 2000
+
+    async def scenario() -> int:
+        async with Life(await new_stores()) as life:
+            await life.recovered()
+            await life.register([QUICK, definition("w", dynamic_fork("f"), join("j"))])
+            starting = asyncio.create_task(life.start("w", branches(count, child("b", "quick"))))
+            most = before = 0
+            while not starting.done():
+                await asyncio.sleep(0)
+                made = sum(len(run.tasks) for run in life.parts.residents.executions.values())
+                most, before = max(most, made - before), made
+            await ended(life, await starting)
+            assert before > count / 2, "most of it was seen"
+        return most
+
+    # The children that were started on other shards are decided in the same turn.
+    assert run_virtual(scenario()) <= 3 * TASKS_MAX
