@@ -4,6 +4,9 @@ import random
 import time
 from typing import Protocol
 
+stopwatch_s = time.perf_counter
+"""Seconds from an arbitrary start, for metrics alone: nothing that is decided may rest on it."""
+
 
 class Clock(Protocol):
     """Two clocks: one that people read, and one that never goes back."""

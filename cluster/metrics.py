@@ -238,7 +238,9 @@ class Metrics:
             *("workflowName", "ownerApp"),
         )
         self.workflow_running = gauge(
-            "workflow_running", "Open workflows.", "workflowName", "ownerApp"
+            "workflow_running",
+            "Open workflows of this node, as the last audit counted them.",
+            *("workflowName", "ownerApp"),
         )
         self.workflow_start_success = counter(
             "workflow_start_success", "Starts taken.", "workflowName", "version", "ownerApp"

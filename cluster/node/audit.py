@@ -5,6 +5,7 @@ and counted, so that somebody can look for the reason while the workflows go on.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -77,6 +78,7 @@ class Audit:
         self._clock = clock
         self._repairs = metrics.audit_repairs
         self._stuck = metrics.stuck_workflows.of()
+        self._running = metrics.workflow_running
         self._interval_ms = interval_ms
         self._per_s = workflows_per_s
         self._grace_ms = grace_ms
@@ -110,17 +112,25 @@ class Audit:
 
     async def _suspects(self) -> list[Suspect]:
         suspects: list[Suspect] = []
+        running: Counter[tuple[str, ...]] = Counter()
         for shard in self.parts.shards.epochs:
             after: WorkflowId | None = None
             while page := await self.parts.open_set.scan(shard, after=after, limit=_PAGE):
                 for entry in page:
                     suspect = await self.look(entry.workflow_id)
+                    self._count(running, entry.workflow_id)
                     if suspect is not None and len(suspects) < _SUSPECTS_MAX:
                         suspects.append(suspect)
                     await asyncio.sleep(1 / self._per_s)
                 after = page[-1].workflow_id
                 self._on_page()
+        self._running.replace(running)
         return suspects
+
+    def _count(self, running: Counter[tuple[str, ...]], workflow_id: WorkflowId) -> None:
+        execution = self.parts.residents.executions.get(workflow_id)
+        if execution is not None and not execution.is_terminal:
+            running[execution.header.name, ""] += 1
 
     async def look(self, workflow_id: WorkflowId) -> Suspect | None:
         """What a workflow lacks now; None: nothing, or it is not there or quarantined."""

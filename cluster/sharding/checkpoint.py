@@ -8,10 +8,11 @@ from typing import TypeAlias
 
 import msgspec
 
-from cluster.clock import Clock
+from cluster.clock import Clock, stopwatch_s
 from cluster.errors import Fenced
 from cluster.ids import WorkflowId
 from cluster.logs import get_log
+from cluster.metrics import Metrics
 from cluster.sharding.commit_log import Transition
 from cluster.sharding.insist import insist
 from cluster.store.ports import (
@@ -173,6 +174,7 @@ class Checkpoint:
         describe: Describe,
         *,
         clock: Clock,
+        metrics: Metrics,
         on_written: Callable[[Sequence[WorkflowId], int], None],
         on_lost: Callable[[Fenced], None],
         interval_ms: int = 1_000,
@@ -186,6 +188,7 @@ class Checkpoint:
         self._on_lost = on_lost
         self._interval_ms = interval_ms
         self._bytes_max = bytes_max
+        self._metrics = metrics
         self._merged = MergedRows()
         self._added = 0
         self._writing_bytes = 0
@@ -230,6 +233,7 @@ class Checkpoint:
             self._writing_bytes = merged.size
             self._is_full.clear()
             count = len(merged.workflows)
+            began_s = stopwatch_s()
             if count:
                 log.debug("checkpoint begins", upto=upto, workflows=count)
             try:
@@ -251,6 +255,12 @@ class Checkpoint:
             await self._truncate(segment_of(upto + 1))
             if count:
                 log.debug("checkpoint ended", upto=upto)
+                self._count(merged, stopwatch_s() - began_s)
+
+    def _count(self, merged: MergedRows, took_s: float) -> None:
+        self._metrics.checkpoint_duration.of().observe(took_s)
+        self._metrics.checkpoint_rows.of().inc(sum(map(len, merged.workflows.values())))
+        self._metrics.checkpoint_bytes.of().inc(merged.size)
 
     async def _truncate(self, segment: int) -> None:
         if segment <= self._first_segment:

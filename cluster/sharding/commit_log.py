@@ -7,9 +7,10 @@ from typing import Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from cluster.clock import Clock
+from cluster.clock import Clock, stopwatch_s
 from cluster.errors import Fenced, StoreFault
 from cluster.ids import ShardId
+from cluster.metrics import Metrics
 from cluster.sharding.insist import insist
 from cluster.store.ports import LogId, LogStore, Row
 
@@ -65,6 +66,7 @@ class CommitLog(Generic[E]):
         log: LogId,
         *,
         clock: Clock,
+        metrics: Metrics,
         send: Callable[[list[E]], None],
         on_committed: Callable[[int, Sequence[Transition], int], None],
         on_lost: Callable[[Fenced], None],
@@ -81,6 +83,10 @@ class CommitLog(Generic[E]):
         self._entry_bytes_max = entry_bytes_max
         self._deadline_ms = deadline_ms
         self._attempt_ms = attempt_ms
+        self._entries = metrics.commit_log_entries.of()
+        self._bytes = metrics.commit_log_bytes.of()
+        self._group_size = metrics.commit_log_transitions.of()
+        self._append_s = metrics.commit_log_append.of()
         self._gathering: _Entry[E] | None = None
         self._full: deque[_Entry[E]] = deque()
         self._pending: dict[int, _Entry[E]] = {}
@@ -169,6 +175,7 @@ class CommitLog(Generic[E]):
     async def _append(self, entry: _Entry[E]) -> None:
         # Encoded once: a position that was tried never gets other bytes.
         encoded = encode_entry(entry.transitions)
+        began_s = stopwatch_s()
         try:
             await insist(
                 lambda: self._store.append(self._log, entry.position, encoded),
@@ -178,6 +185,10 @@ class CommitLog(Generic[E]):
             )
         except StoreFault as fault:
             raise Fenced(f"log {self._log} is given up: {fault.message}") from fault
+        self._append_s.observe(stopwatch_s() - began_s)
+        self._entries.inc()
+        self._bytes.inc(len(encoded))
+        self._group_size.observe(len(entry.transitions))
 
     def _acknowledge(self, entry: _Entry[E]) -> None:
         self.last_committed = entry.position

@@ -141,6 +141,7 @@ class Dispatcher:
                 case AcknowledgeTask():
                     task = task_id(one.workflow_id, effect.number)
                     await batch.acknowledge(effect.queue, task)
+                    self.shards.task_ended(one.workflow_id, effect.number)
                 case ArmTimer():
                     self._timers.arm(one.workflow_id, effect.due_ms)
                 case WorkflowEnded():

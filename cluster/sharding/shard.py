@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from msgspec.structs import replace
 
-from cluster.clock import Clock
+from cluster.clock import Clock, stopwatch_s
 from cluster.engine import control, payloads
 from cluster.engine.decider import decide
 from cluster.engine.definitions import Snapshot
@@ -37,6 +37,7 @@ from cluster.engine.events import (
     Recovered,
     Restarted,
     SubWorkflowResolved,
+    TaskUpdated,
     WorkflowStarted,
 )
 from cluster.engine.model import Execution, Header
@@ -49,6 +50,7 @@ from cluster.ids import ShardId, WorkflowId, shard_of
 from cluster.logs import get_log
 from cluster.metrics import Metrics
 from cluster.sharding.commit_log import CommitLog
+from cluster.sharding.meters import count_conflict, count_ended
 from cluster.sharding.plans import Plans
 from cluster.sharding.residents import Residents
 from cluster.store.ports import Row
@@ -143,6 +145,7 @@ class Shards:
         self._surroundings = surroundings
         self._clock = clock
         self._metrics = metrics
+        self._decision_s = metrics.workflow_decision.of()
         self._send = send
         self._queue_item = queue_item
         self._run_json = run_json
@@ -175,6 +178,8 @@ class Shards:
         execution = self.residents.executions.get(workflow_id)
         if execution is None:
             execution = await self.residents.get(workflow_id)
+        if isinstance(event, TaskUpdated):
+            count_conflict(self._metrics, execution, event)
         await self._answer(execution, event)
 
     async def deliver(self, workflow_id: WorkflowId, event: Event) -> None:
@@ -340,6 +345,7 @@ class Shards:
         else:
             self._stamps[shard] = event.at_ms
         transaction = _Transaction()
+        began_s = stopwatch_s()
         try:
             self._decide_all(transaction, execution, event)
         except ClusterError:
@@ -350,6 +356,7 @@ class Shards:
                 f"Workflow {execution.id} is quarantined: the engine failed to decide what comes "
                 "next; nothing was changed, and its next event tries again"
             ) from error
+        self._decision_s.observe(stopwatch_s() - began_s)
         if self.quarantined:
             self.quarantined.pop(execution.id, None)
         return self._log_transaction(shard, transaction, execution, event, extra_rows)
@@ -541,6 +548,12 @@ class Shards:
                 waiters.remove(waiter)
                 if not waiters:
                     del self._watchers[workflow_id]
+
+    def task_ended(self, workflow_id: WorkflowId, number: int) -> None:
+        """The end of a worker's task has been committed."""
+        execution = self.residents.executions.get(workflow_id)
+        if execution is not None:
+            count_ended(self._metrics, execution, number)
 
     def changed(self, workflow_id: WorkflowId) -> None:
         """A change of this workflow has been committed: whoever waits for it looks again."""

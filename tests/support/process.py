@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from cluster.clock import SystemClock
 from cluster.errors import Fenced
 from cluster.ids import ShardId, WorkflowId, shard_of
+from cluster.metrics import Metrics
 from cluster.sharding.checkpoint import Checkpoint, Described
 from cluster.sharding.commit_log import CommitLog
 from cluster.store.ports import LogId, OpenEntry, Row, ShardRow, Stores, Summary
@@ -49,6 +50,7 @@ class Process:
             own,
             describe,
             clock=CLOCK,
+            metrics=Metrics(),
             on_written=lambda ids, position: self.written.append((list(ids), position)),
             on_lost=self.lost.append,
             interval_ms=3_600_000,
@@ -57,6 +59,7 @@ class Process:
             stores.logs,
             own,
             clock=CLOCK,
+            metrics=Metrics(),
             send=lambda _: None,
             on_committed=self.checkpoint.add,
             on_lost=self.lost.append,

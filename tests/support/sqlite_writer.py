@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from cluster.logs import set_up_logs
+from cluster.metrics import Metrics
 from cluster.sharding.checkpoint import Checkpoint
 from cluster.sharding.commit_log import CommitLog
 from cluster.sharding.takeover import restart
@@ -37,6 +38,7 @@ async def main(path: Path) -> None:
             own,
             describe,
             clock=CLOCK,
+            metrics=Metrics(),
             on_written=lambda *_: None,
             on_lost=lambda lost: os.abort(),
             interval_ms=15,
@@ -45,6 +47,7 @@ async def main(path: Path) -> None:
             stores.logs,
             own,
             clock=CLOCK,
+            metrics=Metrics(),
             send=lambda _: None,
             on_committed=checkpoint.add,
             on_lost=lambda lost: os.abort(),

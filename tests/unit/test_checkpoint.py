@@ -9,6 +9,7 @@ import pytest
 from cluster.clock import SystemClock
 from cluster.errors import Fenced, StoreFault
 from cluster.ids import ShardId, WorkflowId
+from cluster.metrics import Metrics
 from cluster.sharding.checkpoint import Checkpoint, Described, MergedRows, write_merged
 from cluster.store.memory import open_memory
 from cluster.store.ports import SEGMENT_POSITIONS, OpenEntry, Row, Stores, revision_of
@@ -188,6 +189,7 @@ async def test_lost_answers_change_nothing() -> None:
             node.own,
             describe,
             clock=CLOCK,
+            metrics=Metrics(),
             on_written=lambda *_: None,
             on_lost=node.lost.append,
         )
@@ -212,6 +214,7 @@ async def test_run_writes_as_soon_as_enough_waits_and_ends_when_the_log_is_seale
         own,
         describe,
         clock=CLOCK,
+        metrics=Metrics(),
         on_written=lambda *_: written.set(),
         on_lost=lambda _: lost.set(),
         interval_ms=3_600_000,

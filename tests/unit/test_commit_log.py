@@ -9,6 +9,7 @@ import pytest
 from cluster.clock import SystemClock
 from cluster.errors import Fenced, StoreFault
 from cluster.ids import ShardId
+from cluster.metrics import Metrics
 from cluster.sharding.commit_log import CommitLog, Transition, decode_entry
 from cluster.store.memory.log import MemoryLogStore
 from cluster.store.ports import LogId, Row
@@ -32,6 +33,7 @@ class Node:
             store,
             LOG,
             clock=SystemClock(),
+            metrics=Metrics(),
             send=self.heard.append,
             on_committed=self._on_committed,
             on_lost=self.lost.append,
