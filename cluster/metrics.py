@@ -26,6 +26,9 @@ from prometheus_client.registry import Collector
 
 AUDIT_KINDS = ("child", "effect", "queue", "timer", "walk")
 """What an open workflow may lack: see node/audit.py."""
+SHARD_MOVES = ("claimed", "taken_over", "given_up", "lost")
+"""How a shard comes to a node (released by its owner; from a dead one) and leaves it (in a planned
+move; with the node's log)."""
 OTHER = "_other"
 """Stands for the values of users' labels once a family has as many children as it may."""
 NO_DOMAIN = "null"
@@ -323,6 +326,32 @@ class Metrics:
         self.event_loop_lag = histogram(
             "event_loop_lag_seconds", "By how much the event loop ran a timer late.", _LATENCY_S
         )
+
+        # Cluster: who is there, who serves what, and what goes from node to node
+        self.node_ready = gauge("node_ready", "1 while this node says that it is ready.")
+        self.cluster_members = gauge(
+            "cluster_members", "Nodes that this node sees, itself included.", "state"
+        )
+        self.lease_age = gauge(
+            "lease_age_seconds", "Since this node sent the last renewal that was acknowledged."
+        )
+        self.clock_offset = gauge(
+            "clock_offset_seconds", "How far this node's clock is ahead of the queue store's."
+        )
+        self.shard_moves = counter(
+            "shard_moves", "Shards that came to this node or left it.", "kind"
+        )
+        for kind in SHARD_MOVES:
+            self.shard_moves.of(kind)
+        self.link_calls = counter(
+            "link_calls", "Calls to other nodes, by how they ended.", "operation", "outcome"
+        )
+        self.link_call = histogram(
+            "link_call_seconds", "From a call to another node to its answer.", _LATENCY_S
+        )
+        self.link_frames = counter("link_frames", "Frames sent to other nodes.")
+        self.link_bytes = counter("link_bytes", "Bytes sent to other nodes.")
+        self.link_pending = gauge("link_pending", "Calls to other nodes that have no answer yet.")
 
         # Durability
         self.commit_log_entries = counter("commit_log_entries", "Entries appended.")
