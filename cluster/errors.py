@@ -76,8 +76,24 @@ class Unavailable(ClusterError):
     retryable = True
 
 
+class NotServed(Unavailable):
+    """The shard is not served here, or not in the epoch that was meant; nothing was done."""
+
+
+class Unreached(Unavailable):
+    """Another node could not be reached; nothing was done."""
+
+
+class OutcomeUnknown(Unavailable):
+    """Another node did not answer: what it was asked for may have been done."""
+
+
 class StoreFault(Unavailable):
     """A store did not answer in time or refused; translated from the driver's error at its edge."""
+
+
+class NotOwner(Unavailable):
+    """The shard is not served here, or not any more; nothing was done for this request."""
 
 
 class Fenced(ClusterError):

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -16,17 +16,14 @@ from aiohttp import web
 
 from cluster import __version__
 from cluster.clock import Clock, Random, SystemClock, SystemRandom
-from cluster.engine.model import Execution
-from cluster.engine.step import Surroundings
 from cluster.errors import ClusterError, Fenced
-from cluster.ids import WorkflowId
 from cluster.logs import get_log
 from cluster.metrics import Metrics
 from cluster.node import wire
 from cluster.node.api import bulk, health, later, metadata, tasks, workflow
 from cluster.node.api.services import Services
-from cluster.node.audit import Audit, Parts
 from cluster.node.executors.scripts import ScriptPool, check_javascript
+from cluster.node.incarnation import Front, Home, Incarnation
 from cluster.node.limits import TaskLimits
 from cluster.node.metadata import Metadata
 from cluster.node.middleware import Edge
@@ -35,32 +32,22 @@ from cluster.node.poll import PollDesk
 from cluster.node.router import Router
 from cluster.node.summaries import describe
 from cluster.settings import Settings
-from cluster.sharding.checkpoint import Checkpoint
-from cluster.sharding.commit_log import CommitLog
-from cluster.sharding.dispatch import Dispatcher
-from cluster.sharding.idempotency import Keys
 from cluster.sharding.plans import Plans
-from cluster.sharding.recovery import Recovery
-from cluster.sharding.residents import Residents
-from cluster.sharding.shard import Sent, Shards
 from cluster.sharding.takeover import restart
-from cluster.sharding.timers import Timers
 from cluster.store.memory import open_memory
 from cluster.store.memory.queues import MemoryTaskQueues
-from cluster.store.ports import LogId, PollData, ShardRow, Stores
+from cluster.store.ports import LogId, PollData, Stores
 from cluster.store.queue_ports import QueueItem, TaskQueues, task_type_of
 from cluster.store.sql import open_sqlite
 from cluster.urls import MemoryUrl, SqliteUrl, parse_store_url
 
 log = get_log(__name__)
 
-ACTIVE_WORKER_MS = 10_000
-"""A domain counts as served for this long after a poll (rule 120)."""
-
-_DAY_MS = 24 * 3600 * 1000
 _POLL_DATA_EVERY_S = 5
 _LAG_EVERY_S = 0.1
 _LAST_WRITES_S = 30
+_PAUSE_S = 1
+"""Before a new log is tried again."""
 _BACKLOG = 1024
 # A transition leaves few cycles behind; with the defaults of Python the collector ran for a tenth
 # of the time through executions that were all alive.
@@ -99,22 +86,11 @@ async def running(
     with _listen(settings.host, settings.port) as listening:
         async with AsyncExitStack() as stack:
             stores = await stack.enter_async_context(open_stores(settings))
-            own = LogId(f"{settings.node_id}/{random.bits(64):016x}")
-            rows = await restart(
-                stores,
-                own,
-                # The stores are locked for this process: whoever wrote before is gone.
-                is_predecessor=lambda _: True,
-                takes_unowned=True,
-                describe=describe,
-                clock=clock,
-            )
             node = Node(
                 settings,
                 stores,
                 MemoryTaskQueues(),
-                own,
-                rows,
+                is_alone=True,
                 scripts=await stack.enter_async_context(_scripts(settings)),
                 check_javascript=check_javascript,
                 clock=clock,
@@ -164,29 +140,33 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
 
 
 class Node:
-    """One process: it owns the shards of `rows` under the log `own`."""
+    """One process: the HTTP front, and behind it one incarnation after the other."""
 
     def __init__(
         self,
         settings: Settings,
         stores: Stores,
         queues: TaskQueues,
-        own: LogId,
-        rows: Sequence[ShardRow],
         *,
+        is_alone: bool,
         scripts: Scripts,
         check_javascript: Callable[[str], str | None],
         clock: Clock,
         random: Random,
     ) -> None:
+        """`is_alone`: the stores are locked for this process, so whoever wrote before is gone."""
         self._settings = settings
         self._stores = stores
         self._queues = queues
+        self._is_alone = is_alone
         self._clock = clock
+        self._random = random
         self.metrics = Metrics()
         self.lost: Fenced | None = None
+        """Why this process cannot go on."""
         self.url = ""
-        self._is_ready = False
+        self.home = Home()
+        self._is_closing = False
         self._stopped = asyncio.Event()
 
         self._metadata = Metadata(
@@ -196,101 +176,16 @@ class Node:
             owner_email_required=settings.owner_email_mandatory,
         )
         self._limits = TaskLimits(self._metadata)
-        self._outside = OutsideWorld(
-            scripts, self._metadata, input_bytes_max=settings.workflow_payload_bytes_max
-        )
-        self._items = wire.QueueItems()
+        items = wire.QueueItems()
         plans = Plans(self._metadata.snapshot_body)
-        keys = Keys(stores.executions, ttl_ms=settings.idempotency_ttl_days * _DAY_MS)
-        self._timers = Timers(stores.open_set, clock, self.metrics)
-        self._dispatcher = Dispatcher(
-            queues=queues,
-            outside=self._outside,
-            timers=self._timers,
-            clock=clock,
-            ended=self._ended,
-        )
-        self._checkpoint = Checkpoint(
-            stores,
-            own,
-            describe,
-            clock=clock,
-            metrics=self.metrics,
-            on_written=self._written,
-            on_lost=self._lose,
-            interval_ms=settings.checkpoint_interval_ms,
-            bytes_max=settings.checkpoint_bytes,
-        )
-        self._log: CommitLog[Sent] = CommitLog(
-            stores.logs,
-            own,
-            clock=clock,
-            metrics=self.metrics,
-            send=self._dispatcher.send,
-            on_committed=self._checkpoint.add,
-            on_lost=self._lose,
-            entry_bytes_max=settings.log_entry_bytes,
-        )
-        self._residents = Residents(
-            stores.executions,
-            plans,
-            bytes_max=settings.execution_cache_bytes,
-            settle=lambda position: asyncio.ensure_future(self._settle(position)),
-        )
-        self._keys = keys
-        self._shards = Shards(
-            {row.shard: row.epoch for row in rows},
-            shard_count=settings.shard_count,
-            commit_log=self._log,
-            residents=self._residents,
-            plans=plans,
-            definitions=self._metadata,
-            surroundings=self._surroundings(),
-            clock=clock,
-            metrics=self.metrics,
-            send=self._dispatcher.send,
-            queue_item=self._queue_item,
-            run_json=wire.failed_run_json,
-        )
-        self._dispatcher.shards = self._shards
-        self._timers.shards = tuple(self._shards.epochs)
-        self._timers.fire = self._shards.deliver
         self._router = Router(
-            self._shards,
+            self.home,
             metadata=self._metadata,
             plans=plans,
-            keys=keys,
             open_set=stores.open_set,
             clock=clock,
             random=random,
             removed=stores.records.remove_task_logs,
-        )
-        self._outside.router = self._router
-        self._recovery = Recovery(
-            self._shards,
-            residents=self._residents,
-            open_set=stores.open_set,
-            executions=stores.executions,
-            clock=clock,
-            on_page=self._relieve,
-        )
-        self.audit = Audit(
-            Parts(
-                shards=self._shards,
-                residents=self._residents,
-                open_set=stores.open_set,
-                queues=queues,
-                timers=self._timers,
-                dispatcher=self._dispatcher,
-                recovery=self._recovery,
-                commit_log=self._log,
-            ),
-            clock=clock,
-            metrics=self.metrics,
-            interval_ms=settings.audit_interval_ms,
-            workflows_per_s=settings.audit_workflows_per_s,
-            grace_ms=settings.audit_grace_ms,
-            on_page=self._relieve,
         )
         self._desk = PollDesk(
             queues=queues,
@@ -298,9 +193,27 @@ class Node:
             clock=clock,
             metrics=self.metrics,
             limits_of=self._limits.of,
-            fragment_of=self._items.fragment,
+            fragment_of=items.fragment,
             complete=self._complete,
             counts_holds=False,
+        )
+        self._front = Front(
+            settings=settings,
+            stores=stores,
+            queues=queues,
+            metadata=self._metadata,
+            limits=self._limits,
+            plans=plans,
+            outside=OutsideWorld(
+                scripts,
+                self._metadata,
+                self._router,
+                input_bytes_max=settings.workflow_payload_bytes_max,
+            ),
+            desk=self._desk,
+            items=items,
+            clock=clock,
+            metrics=self.metrics,
         )
         self._edge = Edge(self.metrics, body_bytes_max=settings.body_bytes_max)
         self.services = Services(
@@ -315,10 +228,10 @@ class Node:
             random=random,
             metrics=self.metrics,
             settings=settings,
-            catch_up=self._checkpoint.flush,
+            catch_up=self._catch_up,
             save_poll_data=self._save_poll_data,
             measure=self._measure,
-            is_ready=lambda: self._is_ready,
+            is_ready=self._is_ready,
         )
         for resource in (tasks, bulk, workflow, metadata, health):
             self._edge.add(resource.routes(self.services))
@@ -328,9 +241,13 @@ class Node:
 
     @asynccontextmanager
     async def serving(self, listening: socket.socket) -> AsyncIterator[None]:
-        """Serve requests that come in on a socket until the context is left."""
+        """Serve requests that come in on a socket until the context is left.
+
+        ClusterError: the stores do not let this node begin.
+        """
         await self._limits.load()
         await self._metadata.read_task_defs()
+        incarnation = await self._begin()
         runner = web.ServerRunner(
             self._edge.server(), shutdown_timeout=self._settings.shutdown_timeout_ms / 1000
         )
@@ -338,13 +255,9 @@ class Node:
             loops = [
                 group.create_task(loop)
                 for loop in (
-                    self._log.run(),
-                    self._checkpoint.run(),
-                    self._dispatcher.run(),
-                    self._timers.run(),
+                    self._live(incarnation),
                     self._keep_poll_data(),
                     self._watch_lag(),
-                    self._recover(),
                 )
             ]
             try:
@@ -369,93 +282,74 @@ class Node:
         if self.lost is not None:
             raise self.lost
 
+    async def _begin(self) -> Incarnation:
+        """Open a log of this node's own, and take over what its earlier logs held."""
+        own = LogId(f"{self._settings.node_id}/{self._random.bits(64):016x}")
+        rows = await restart(
+            self._stores,
+            own,
+            is_predecessor=lambda _: self._is_alone,
+            takes_unowned=self._is_alone,
+            describe=describe,
+            clock=self._clock,
+        )
+        self.home.incarnation = Incarnation(own, rows, self._front, on_lost=self._lose)
+        return self.home.incarnation
+
+    async def _live(self, incarnation: Incarnation) -> None:
+        """Be one incarnation after the other; alone, the first one that is lost is the last."""
+        while True:
+            await incarnation.run()
+            if self._is_alone:
+                # Somebody wrote here in spite of the lock: there is nothing to go on with.
+                self.lost = incarnation.lost
+                self._stopped.set()
+                return
+            incarnation = await self._begin_again()
+
+    async def _begin_again(self) -> Incarnation:
+        while True:
+            try:
+                return await self._begin()
+            except ClusterError as failure:
+                log.warning("no new log can be opened yet", error=failure.message)
+                await asyncio.sleep(_PAUSE_S)
+
+    def _lose(self, lost: Fenced) -> None:
+        log.error("the commit log is lost", error=lost.message)
+        self.home.incarnation = None
+
     async def _stop(self, runner: web.ServerRunner) -> None:
         """Take nothing more, answer what is under way, write down what is committed."""
-        self._is_ready = False
+        self._is_closing = True
         self._edge.closing = True
         self._desk.close()
         await runner.cleanup()
-        if self.lost is not None:
+        incarnation = self.home.incarnation
+        if self.lost is not None or incarnation is None:
             return
         try:
             async with asyncio.timeout(_LAST_WRITES_S):
-                await self._log.drain()
-                await self._checkpoint.flush()
+                await incarnation.finish()
                 await self._save_poll_data()
         except (ClusterError, TimeoutError) as error:
             # All of it is in the log: the next process replays it.
             log.warning("stopped before the last checkpoint was written", error=str(error))
 
-    def _lose(self, lost: Fenced) -> None:
-        log.error("the commit log is lost, this process stops", error=lost.message)
-        self.lost = lost
-        self._is_ready = False
-        self._stopped.set()
-
-    async def _recover(self) -> None:
-        """Have every open workflow issue again what its last process may not have done; then see
-        to it, for good, that each of them goes on."""
-        try:
-            await self._recovery.run()
-            await self._log.drain()
-        except Fenced:
-            return  # Whoever waits for the end of this process has been told.
-        await self._dispatcher.all_out()
-        self._desk.holds_are_counted()
-        self._is_ready = self.lost is None
-        await self.audit.run()
-
     # -- callbacks of the parts
 
-    def _written(self, workflow_ids: Sequence[WorkflowId], position: int) -> None:
-        self._residents.written(workflow_ids, position)
-        self._keys.written(workflow_ids, position)
-        self._relieve()
+    def _is_ready(self) -> bool:
+        incarnation = self.home.incarnation
+        return incarnation is not None and incarnation.is_recovered and not self._is_closing
 
-    def _relieve(self) -> None:
-        # The checkpoint under way has written a part only: what the last one wrote may go.
-        self._residents.relieve(self._checkpoint.written)
-
-    async def _settle(self, position: int) -> None:
-        await self._log.committed(position)
-        if self._checkpoint.written < position:
-            await self._checkpoint.flush()
-
-    def _queue_item(self, execution: Execution, number: int) -> tuple[str, QueueItem]:
-        task = execution.tasks[number]
-        self._limits.note_copy(task.type, execution.node_of(task).definition)
-        return self._items.item(execution, number)
+    async def _catch_up(self) -> None:
+        if self.home.incarnation is not None:
+            await self.home.incarnation.checkpoint.flush()
 
     def _complete(self, item: QueueItem) -> bytes:
         return wire.complete_payload(
             item.payload, secrets=self._settings.secrets, environment=self._settings.environment
         )
-
-    def _surroundings(self) -> Surroundings:
-        settings = self._settings
-        return Surroundings(
-            environment=settings.environment,
-            is_polled=self._is_polled,
-            task_definitions=self._metadata.task_defs_at_hand,
-            open_tasks_max=settings.open_tasks_max,
-            payload_bytes_max=settings.workflow_payload_bytes_max,
-            task_output_bytes_max=settings.task_output_bytes_max,
-        )
-
-    def _is_polled(self, task_type: str, domain: str, at_ms: int) -> bool:
-        poll = self._desk.last_poll(task_type, domain)
-        return poll is not None and poll.last_poll_ms >= at_ms - ACTIVE_WORKER_MS
-
-    def _ended(self, workflow_id: WorkflowId) -> None:
-        execution = self._residents.executions.get(workflow_id)
-        if execution is None or not execution.is_terminal:
-            return
-        header, metrics = execution.header, self.metrics
-        status, name = header.status.value, header.name
-        metrics.workflow_execution.of(name, "").observe((header.end_ms - header.create_ms) / 1000)
-        metrics.tasks_in_workflow.of(name, str(header.version)).observe(len(execution.tasks))
-        if status != "COMPLETED":
-            metrics.workflow_failure.of(name, status, "").inc()
 
     # -- background
 
@@ -498,7 +392,11 @@ class Node:
         metrics.task_queue_depth.replace(waiting)
         metrics.task_in_progress.replace(held)
         metrics.oldest_pending_age.replace(ages)
-        metrics.shard_owned.of().set(len(self._shards.epochs))
+        incarnation = self.home.incarnation
+        if incarnation is None:
+            metrics.shard_owned.of().set(0)
+            return
+        metrics.shard_owned.of().set(len(incarnation.shards.epochs))
         metrics.commit_log_pending_bytes.of().set(
-            self._checkpoint.pending_bytes + self._log.pending_bytes
+            incarnation.checkpoint.pending_bytes + incarnation.commit_log.pending_bytes
         )

@@ -113,7 +113,7 @@ class Audit:
     async def _suspects(self) -> list[Suspect]:
         suspects: list[Suspect] = []
         running: Counter[tuple[str, ...]] = Counter()
-        for shard in self.parts.shards.epochs:
+        for shard in tuple(self.parts.shards.epochs):
             after: WorkflowId | None = None
             while page := await self.parts.open_set.scan(shard, after=after, limit=_PAGE):
                 for entry in page:

@@ -46,11 +46,13 @@ class PooledScripts:
 class OutsideWorld:
     """The Outside of the dispatcher, on this node's own parts."""
 
-    def __init__(self, scripts: Scripts, metadata: Metadata, *, input_bytes_max: int) -> None:
+    def __init__(
+        self, scripts: Scripts, metadata: Metadata, router: Router, *, input_bytes_max: int
+    ) -> None:
         self._scripts = scripts
         self._metadata = metadata
+        self._router = router
         self._input_bytes_max = input_bytes_max
-        self.router: Router
 
     async def evaluate(self, language: str, source: str, input_json: bytes) -> bytes:
         return await self._scripts.evaluate(language, source, input_json)
@@ -73,6 +75,6 @@ class OutsideWorld:
         body = read(_START, payloads.dump(request))
         start = start_request(body, input_bytes_max=self._input_bytes_max)
         try:
-            await self.router.launch(workflow_id, start)
+            await self._router.launch(workflow_id, start)
         except NoSuchWorkflow as missing:
             raise NotFound(missing.start_message) from None

@@ -37,9 +37,10 @@ from cluster.ids import (
     task_id,
     workflow_of,
 )
+from cluster.node.incarnation import Home
 from cluster.node.metadata import Metadata, NoSuchWorkflow, Resolved
 from cluster.node.poll import HandOver
-from cluster.sharding.idempotency import KeyRecord, Keys
+from cluster.sharding.idempotency import KeyRecord
 from cluster.sharding.plans import Plans
 from cluster.sharding.shard import NewWorkflow, Shards, input_fault, with_template
 from cluster.store.ports import OpenSet, Row
@@ -79,25 +80,27 @@ class Router:
 
     def __init__(
         self,
-        shards: Shards,
+        home: Home,
         *,
         metadata: Metadata,
         plans: Plans,
-        keys: Keys,
         open_set: OpenSet,
         clock: Clock,
         random: Random,
         removed: Callable[[WorkflowId], Awaitable[None]],
     ) -> None:
         """`removed` drops what other stores hold of a workflow (task logs)."""
-        self._shards = shards
+        self._home = home
         self._metadata = metadata
         self._plans = plans
-        self._keys = keys
         self._open_set = open_set
         self._clock = clock
         self._random = random
         self._removed = removed
+
+    @property
+    def _shards(self) -> Shards:
+        return self._home.shards
 
     # -- starts
 
@@ -166,23 +169,24 @@ class Router:
     async def _start_once(self, request: StartWorkflow, found: Resolved, key: str) -> WorkflowId:
         """The check, the key's row and the start are one commit of the key's shard."""
         key_id = idempotency_id(request.name, key)
-        async with self._keys.locked(key_id):
+        keys = self._home.keys
+        async with keys.locked(key_id):
             now_ms = self._clock.now_ms()
-            record = await self._keys.read(key_id, now_ms)
+            record = await keys.read(key_id, now_ms)
             if record is not None and await self._is_taken(record, request, key):
                 return WorkflowId(record.workflow_id)
             workflow_id = new_workflow_id(
                 at_ms=now_ms, slot=slot_of_key(request.name, key), random=self._random
             )
             record = KeyRecord(workflow_id, request.name, key, now_ms)
-            row = self._keys.note(key_id, record)
+            row = keys.note(key_id, record)
             try:
                 entry = await self._start(workflow_id, request, found, now_ms, row)
             except ClusterError:
                 # A caller that gives up waiting is another matter: its start goes on.
-                self._keys.forget(key_id)
+                keys.forget(key_id)
                 raise
-            self._keys.committed(key_id, entry)
+            keys.committed(key_id, entry)
             return workflow_id
 
     async def _is_taken(self, record: KeyRecord, request: StartWorkflow, key: str) -> bool:
@@ -278,7 +282,7 @@ class Router:
     async def requeue(self, task_type: str) -> int:
         """Put every open worker task of a type back into its queue; returns how many."""
         count = 0
-        for shard in self._shards.epochs:
+        for shard in tuple(self._shards.epochs):
             after: WorkflowId | None = None
             while True:
                 page = await self._open_set.scan(ShardId(shard), after=after, limit=500)
@@ -433,6 +437,9 @@ class Router:
         workflow_id = workflow_of(task)
         number = number_of(task)
         event = TaskPolled(at_ms, number, worker_id or "", delivery)
+        if self._home.incarnation is None:
+            # Its owner hears of the worker when it reports.
+            return HandOver(at_ms, at_ms, delivery, 0)
         execution = self._shards.resident(workflow_id)
         if execution is None:
             # It sleeps in the store: its queue has told what there is to tell.
@@ -450,6 +457,8 @@ class Router:
 
     def take_back(self, task: TaskId, *, delivery: int) -> None:
         """The worker never got it."""
+        if self._home.incarnation is None:
+            return
         event = TaskHandedBack(self._clock.now_ms(), number_of(task), delivery)
         self._shards.apply_later(workflow_of(task), event)
 

@@ -53,7 +53,7 @@ class Recovery:
         began_ms = self._clock.monotonic_ms()
         log.info("recovery begins", shards=len(self._shards.epochs))
         async with asyncio.TaskGroup() as group:
-            for shard in self._shards.epochs:
+            for shard in tuple(self._shards.epochs):
                 after: WorkflowId | None = None
                 while page := await self._open_set.scan(shard, after=after, limit=_PAGE):
                     for entry in page:

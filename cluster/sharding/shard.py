@@ -45,7 +45,7 @@ from cluster.engine.plan import Plan
 from cluster.engine.rows import HEADER_ROW, changed_rows
 from cluster.engine.step import Surroundings, queue_name
 from cluster.engine.transitions import WorkflowStatus
-from cluster.errors import ClusterError, Fenced, NotFound, Unavailable
+from cluster.errors import ClusterError, Fenced, NotFound, NotOwner, Unavailable
 from cluster.ids import ShardId, WorkflowId, shard_of
 from cluster.logs import get_log
 from cluster.metrics import Metrics
@@ -258,7 +258,7 @@ class Shards:
             execution = await self.residents.get(workflow_id)
             if execution.orders:
                 raise Unavailable(f"Relatives of workflow {workflow_id} cannot be reached now")
-        shard = shard_of(workflow_id, shard_count=self._shard_count)
+        shard = self._own(workflow_id)
         effects = [
             Sent(workflow_id, AcknowledgeTask(queue_name(task), task.number))
             for task in execution.open_tasks()
@@ -297,6 +297,7 @@ class Shards:
         self._own(workflow_id)
         while True:
             execution = await self.residents.get(workflow_id)
+            self._own(workflow_id)
             if execution.last_entry <= self._log.last_committed:
                 return execution
             await self._log.committed(execution.last_entry)
@@ -338,7 +339,8 @@ class Shards:
 
     def _decide(self, execution: Execution, event: Event, *, extra_rows: Sequence[Row] = ()) -> int:
         """One transition: decide, collect rows, hand them to the log. Never awaits."""
-        shard = shard_of(execution.id, shard_count=self._shard_count)
+        # Whoever has waited for something may find the shard given up since.
+        shard = self._own(execution.id)
         stamp_ms = self._stamps.get(shard, 0)
         if event.at_ms < stamp_ms:
             event = replace(event, at_ms=stamp_ms)
@@ -516,9 +518,11 @@ class Shards:
             exc_info=error,
         )
 
-    def _own(self, workflow_id: WorkflowId) -> None:
-        if shard_of(workflow_id, shard_count=self._shard_count) not in self.epochs:
-            raise Unavailable(f"This node does not own the shard of workflow {workflow_id}")
+    def _own(self, workflow_id: WorkflowId) -> ShardId:
+        shard = shard_of(workflow_id, shard_count=self._shard_count)
+        if shard not in self.epochs:
+            raise NotOwner(f"This node does not own the shard of workflow {workflow_id}")
+        return shard
 
     # -- waiting for changes
 
@@ -554,6 +558,12 @@ class Shards:
         execution = self.residents.executions.get(workflow_id)
         if execution is not None:
             count_ended(self._metrics, execution, number)
+
+    def stop(self) -> None:
+        """Serve nothing any more: the log is lost, and what is in memory may be out of date."""
+        self.epochs.clear()
+        for workflow_id in list(self._watchers):
+            self.changed(WorkflowId(workflow_id))
 
     def changed(self, workflow_id: WorkflowId) -> None:
         """A change of this workflow has been committed: whoever waits for it looks again."""

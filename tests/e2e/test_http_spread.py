@@ -17,13 +17,11 @@ from cluster.engine.effects import Post
 from cluster.ids import WorkflowId, slot_of
 from cluster.node.app import Node
 from cluster.node.executors.scripts import check_javascript
-from cluster.node.summaries import describe
 from cluster.settings import Settings
 from cluster.sharding.mail import Mail
-from cluster.sharding.takeover import restart
 from cluster.store.memory import open_memory
 from cluster.store.memory.queues import MemoryTaskQueues
-from cluster.store.ports import LogId, Stores
+from cluster.store.ports import Stores
 from cluster.store.sql import open_sqlite
 from tests.support.served import Server, serving
 
@@ -206,21 +204,11 @@ class _NoScripts:
 async def node_over(stores: Stores, session: aiohttp.ClientSession) -> AsyncIterator[Node]:
     """A node on stores that outlive it; it is the only one, so it takes over all shards."""
     clock, random = SystemClock(), SystemRandom()
-    own = LogId(f"node/{random.bits(64):016x}")
-    rows = await restart(
-        stores,
-        own,
-        is_predecessor=lambda _: True,
-        takes_unowned=True,
-        describe=describe,
-        clock=clock,
-    )
     node = Node(
         Settings(store_url="memory://", shard_count=SHARDS, port=0),
         stores,
         MemoryTaskQueues(),
-        own,
-        rows,
+        is_alone=True,
         scripts=_NoScripts(),
         check_javascript=check_javascript,
         clock=clock,

@@ -20,15 +20,13 @@ from cluster.errors import Fenced
 from cluster.ids import TaskId, WorkflowId, number_of
 from cluster.node import wire
 from cluster.node.app import Node
-from cluster.node.audit import Parts
+from cluster.node.audit import Audit, Parts
 from cluster.node.router import Router, StartWorkflow
-from cluster.node.summaries import describe
 from cluster.settings import Settings
 from cluster.sharding.dispatch import ScriptFailed
-from cluster.sharding.takeover import restart
 from cluster.store.memory import open_memory
 from cluster.store.memory.queues import MemoryTaskQueues
-from cluster.store.ports import LogId, Stores
+from cluster.store.ports import Stores
 from tests.support.virtual_time import VirtualClock
 
 Json = dict[str, Any]
@@ -144,21 +142,11 @@ class Life:
         mortal = Stores(
             **{name: cast(Any, _Port(port, self.death)) for name, port in ports.items()}
         )
-        own = LogId(f"node-1/{_RANDOM.bits(64):016x}")
-        rows = await restart(
-            mortal,
-            own,
-            is_predecessor=lambda _: True,
-            takes_unowned=True,
-            describe=describe,
-            clock=clock,
-        )
         self.node = Node(
             self._settings,
             mortal,
             self.queues,
-            own,
-            rows,
+            is_alone=True,
             scripts=self.scripts,
             check_javascript=lambda _: None,
             clock=clock,
@@ -197,7 +185,14 @@ class Life:
     @property
     def parts(self) -> Parts:
         """The insides, to be looked at and broken."""
-        return self.node.audit.parts
+        return self.audit.parts
+
+    @property
+    def audit(self) -> Audit:
+        """The audit of the present incarnation."""
+        incarnation = self.node.home.incarnation
+        assert incarnation is not None
+        return incarnation.audit
 
     @property
     def router(self) -> Router:

@@ -98,11 +98,11 @@ def repairs(life: Life) -> dict[str, int]:
 async def found_and_repaired(life: Life, kind: str, *, count: int = 1) -> None:
     """A walk finds that much of one kind; the next one finds nothing."""
     await checkpointed(life)
-    assert await life.node.audit.walk() == count
+    assert await life.audit.walk() == count
     assert repairs(life) == {kind: count}
     assert life.node.metrics.stuck_workflows.of().value == count
     await checkpointed(life)
-    assert await life.node.audit.walk() == 0
+    assert await life.audit.walk() == 0
     assert life.node.metrics.stuck_workflows.of().value == 0
     assert repairs(life) == {kind: count}
 
@@ -141,7 +141,7 @@ def test_nothing_is_found_where_all_is_well() -> None:
         assert task["referenceTaskName"] == "a"
         await checkpointed(life)
         for _ in range(3):
-            assert await life.node.audit.walk() == 0
+            assert await life.audit.walk() == 0
             await asyncio.sleep(7)
         assert repairs(life) == {}
         held_scripts.free.set()
@@ -230,7 +230,7 @@ def test_a_script_that_takes_long_is_not_taken_for_lost() -> None:
     async def test(life: Life) -> None:
         workflow_id = await life.start("asks")
         await checkpointed(life)
-        assert await life.node.audit.walk() == 0
+        assert await life.audit.walk() == 0
         assert scripts.asked == 1
         scripts.free.set()
         await finish(life, workflow_id, "t_a")
@@ -352,7 +352,7 @@ def test_what_is_gone_or_ended_or_quarantined_is_left_alone() -> None:
         await life.terminate(ended)
         await life.router.remove(gone, archive=False)
         for workflow_id in (ended, gone, sick):
-            assert await life.node.audit.look(workflow_id) is None
-        assert await life.node.audit.walk() == 0
+            assert await life.audit.look(workflow_id) is None
+        assert await life.audit.walk() == 0
 
     with_life(test)

@@ -104,7 +104,7 @@ async def die_and_live_again(stores: Stores, kind: str, death: Death) -> tuple[b
     async with Life(stores, scripts=scripts()) as life:
         await client.work(life)
         present: dict[str, Json] = {one: await life.show(one) for one in await life.ids(_NAMES)}
-        assert await life.node.audit.walk() == 0
+        assert await life.audit.walk() == 0
     verdict = judge(client.ledger, present)
     assert (verdict.lost, verdict.duplicated, verdict.wrong) == ([], [], [])
     assert verdict.late == 0

@@ -103,12 +103,12 @@ def test_the_audit_counts_the_open_workflows_of_each_definition() -> None:
         running = life.node.metrics.workflow_running.of
         ids = [await life.start("one") for _ in range(3)]
         await life.node.services.catch_up()
-        await life.node.audit.walk()
+        await life.audit.walk()
         assert running("one", "").value == 3
         for workflow_id in ids:
             await life.terminate(workflow_id)
         await life.node.services.catch_up()
-        await life.node.audit.walk()
+        await life.audit.walk()
         assert running("one", "").value == 0
 
     with_life(test)

@@ -1,0 +1,273 @@
+"""Everything of a node that writes under one log id: it lives and ends with its commit log."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cluster.clock import Clock
+from cluster.engine.model import Execution
+from cluster.engine.step import Surroundings
+from cluster.errors import Fenced, Unavailable
+from cluster.ids import WorkflowId
+from cluster.logs import get_log
+from cluster.metrics import Metrics
+from cluster.node import wire
+from cluster.node.audit import Audit, Parts
+from cluster.node.limits import TaskLimits
+from cluster.node.metadata import Metadata
+from cluster.node.poll import PollDesk
+from cluster.node.summaries import describe
+from cluster.settings import Settings
+from cluster.sharding.checkpoint import Checkpoint
+from cluster.sharding.commit_log import CommitLog
+from cluster.sharding.dispatch import Dispatcher, Outside
+from cluster.sharding.idempotency import Keys
+from cluster.sharding.plans import Plans
+from cluster.sharding.recovery import Recovery
+from cluster.sharding.residents import Residents
+from cluster.sharding.shard import Sent, Shards
+from cluster.sharding.timers import Timers
+from cluster.store.ports import LogId, ShardRow, Stores
+from cluster.store.queue_ports import QueueItem, TaskQueues
+
+log = get_log(__name__)
+
+ACTIVE_WORKER_MS = 10_000
+"""A domain counts as served for this long after a poll (rule 120)."""
+
+_DAY_MS = 24 * 3600 * 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """What a node keeps whatever log it writes."""
+
+    settings: Settings
+    stores: Stores
+    queues: TaskQueues
+    metadata: Metadata
+    limits: TaskLimits
+    plans: Plans
+    outside: Outside
+    desk: PollDesk
+    items: wire.QueueItems
+    clock: Clock
+    metrics: Metrics
+
+
+class Home:
+    """The incarnation that a node is in at present, for the parts that outlive it."""
+
+    def __init__(self) -> None:
+        self.incarnation: Incarnation | None = None
+
+    @property
+    def shards(self) -> Shards:
+        """The shards that are served here. Unavailable: there is no commit log just now."""
+        return self._present().shards
+
+    @property
+    def keys(self) -> Keys:
+        """The idempotency keys of these shards. Unavailable as well."""
+        return self._present().keys
+
+    def _present(self) -> "Incarnation":
+        if self.incarnation is None:
+            raise Unavailable("This node has lost its commit log and is opening another")
+        return self.incarnation
+
+
+class Incarnation:
+    """Serves the shards of `rows` under the log `own`, which is open. It is thrown away when that
+    log is lost: nothing of what it holds in memory may be used any more."""
+
+    def __init__(
+        self,
+        own: LogId,
+        rows: Sequence[ShardRow],
+        front: Front,
+        *,
+        on_lost: Callable[[Fenced], None],
+    ) -> None:
+        """`on_lost` is called once, at the moment at which the log turns out to be lost."""
+        self.own = own
+        self.lost: Fenced | None = None
+        self.is_recovered = False
+        """Every open workflow has been looked at."""
+        self._front = front
+        self._on_lost = on_lost
+        self._ended_early = asyncio.Event()
+        settings, stores = front.settings, front.stores
+        clock, metrics = front.clock, front.metrics
+        self.keys = Keys(stores.executions, ttl_ms=settings.idempotency_ttl_days * _DAY_MS)
+        self._timers = Timers(stores.open_set, clock, metrics)
+        self._dispatcher = Dispatcher(
+            queues=front.queues,
+            outside=front.outside,
+            timers=self._timers,
+            clock=clock,
+            ended=self._ended,
+        )
+        self.checkpoint = Checkpoint(
+            stores,
+            own,
+            describe,
+            clock=clock,
+            metrics=metrics,
+            on_written=self._written,
+            on_lost=self.lose,
+            interval_ms=settings.checkpoint_interval_ms,
+            bytes_max=settings.checkpoint_bytes,
+        )
+        self.commit_log: CommitLog[Sent] = CommitLog(
+            stores.logs,
+            own,
+            clock=clock,
+            metrics=metrics,
+            send=self._dispatcher.send,
+            on_committed=self.checkpoint.add,
+            on_lost=self.lose,
+            entry_bytes_max=settings.log_entry_bytes,
+        )
+        self.residents = Residents(
+            stores.executions,
+            front.plans,
+            bytes_max=settings.execution_cache_bytes,
+            settle=lambda position: asyncio.ensure_future(self._settle(position)),
+        )
+        self.shards = Shards(
+            {row.shard: row.epoch for row in rows},
+            shard_count=settings.shard_count,
+            commit_log=self.commit_log,
+            residents=self.residents,
+            plans=front.plans,
+            definitions=front.metadata,
+            surroundings=self._surroundings(),
+            clock=clock,
+            metrics=metrics,
+            send=self._dispatcher.send,
+            queue_item=self._queue_item,
+            run_json=wire.failed_run_json,
+        )
+        self._dispatcher.shards = self.shards
+        self._timers.shards = tuple(self.shards.epochs)
+        self._timers.fire = self.shards.deliver
+        self._recovery = Recovery(
+            self.shards,
+            residents=self.residents,
+            open_set=stores.open_set,
+            executions=stores.executions,
+            clock=clock,
+            on_page=self._relieve,
+        )
+        self.audit = Audit(
+            Parts(
+                shards=self.shards,
+                residents=self.residents,
+                open_set=stores.open_set,
+                queues=front.queues,
+                timers=self._timers,
+                dispatcher=self._dispatcher,
+                recovery=self._recovery,
+                commit_log=self.commit_log,
+            ),
+            clock=clock,
+            metrics=metrics,
+            interval_ms=settings.audit_interval_ms,
+            workflows_per_s=settings.audit_workflows_per_s,
+            grace_ms=settings.audit_grace_ms,
+            on_page=self._relieve,
+        )
+
+    # -- life
+
+    async def run(self) -> None:
+        """Work until the log is lost or the caller cancels."""
+        async with asyncio.TaskGroup() as group:
+            loops = [
+                group.create_task(loop)
+                for loop in (
+                    self.commit_log.run(),
+                    self.checkpoint.run(),
+                    self._dispatcher.run(),
+                    self._timers.run(),
+                    self._recover(),
+                )
+            ]
+            await self._ended_early.wait()
+            for loop in loops:
+                loop.cancel()
+
+    async def finish(self) -> None:
+        """Make all that was decided durable, and write it down. Fenced: the log is lost."""
+        await self.commit_log.drain()
+        await self.checkpoint.flush()
+
+    def lose(self, lost: Fenced) -> None:
+        """The log is lost: decide nothing more, answer nothing from memory, wake who waits."""
+        if self.lost is not None:
+            return
+        self.lost = lost
+        self.shards.stop()
+        self._on_lost(lost)
+        self._ended_early.set()
+
+    async def _recover(self) -> None:
+        """Have every open workflow issue again what its last process may not have done; then see
+        to it, for good, that each of them goes on."""
+        try:
+            await self._recovery.run()
+            await self.commit_log.drain()
+        except Fenced:
+            return  # Whoever waits for the end of this log has been told.
+        await self._dispatcher.all_out()
+        self._front.desk.holds_are_counted()
+        self.is_recovered = self.lost is None
+        await self.audit.run()
+
+    # -- callbacks of the parts
+
+    def _written(self, workflow_ids: Sequence[WorkflowId], position: int) -> None:
+        self.residents.written(workflow_ids, position)
+        self.keys.written(workflow_ids, position)
+        self._relieve()
+
+    def _relieve(self) -> None:
+        # The checkpoint under way has written a part only: what the last one wrote may go.
+        self.residents.relieve(self.checkpoint.written)
+
+    async def _settle(self, position: int) -> None:
+        await self.commit_log.committed(position)
+        if self.checkpoint.written < position:
+            await self.checkpoint.flush()
+
+    def _queue_item(self, execution: Execution, number: int) -> tuple[str, QueueItem]:
+        task = execution.tasks[number]
+        self._front.limits.note_copy(task.type, execution.node_of(task).definition)
+        return self._front.items.item(execution, number)
+
+    def _surroundings(self) -> Surroundings:
+        settings = self._front.settings
+        return Surroundings(
+            environment=settings.environment,
+            is_polled=self._is_polled,
+            task_definitions=self._front.metadata.task_defs_at_hand,
+            open_tasks_max=settings.open_tasks_max,
+            payload_bytes_max=settings.workflow_payload_bytes_max,
+            task_output_bytes_max=settings.task_output_bytes_max,
+        )
+
+    def _is_polled(self, task_type: str, domain: str, at_ms: int) -> bool:
+        poll = self._front.desk.last_poll(task_type, domain)
+        return poll is not None and poll.last_poll_ms >= at_ms - ACTIVE_WORKER_MS
+
+    def _ended(self, workflow_id: WorkflowId) -> None:
+        execution = self.residents.executions.get(workflow_id)
+        if execution is None or not execution.is_terminal:
+            return
+        header, metrics = execution.header, self._front.metrics
+        status, name = header.status.value, header.name
+        metrics.workflow_execution.of(name, "").observe((header.end_ms - header.create_ms) / 1000)
+        metrics.tasks_in_workflow.of(name, str(header.version)).observe(len(execution.tasks))
+        if status != "COMPLETED":
+            metrics.workflow_failure.of(name, status, "").inc()
