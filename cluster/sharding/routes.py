@@ -1,0 +1,55 @@
+"""Which node owns which shard: a copy of the routing table, refreshed by looks and on a miss."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from cluster.ids import ShardId
+from cluster.store.lease_ports import Member, Membership
+from cluster.store.ports import LogId, ShardRow, ShardTable
+
+
+class Routes:
+    """May be out of date at any moment: who is asked in vain says so, and the caller asks for a
+    `refresh`. What is served here is not asked of it but of the shards themselves."""
+
+    def __init__(self, shards: ShardTable, membership: Membership) -> None:
+        self._shards = shards
+        self._membership = membership
+        self._owners: dict[ShardId, LogId] = {}
+        self._by_log: dict[LogId, Member] = {}
+        self._refreshing: asyncio.Future[None] | None = None
+        self.members: Mapping[str, Member] = {}
+        """By node id: those that were up at the last look."""
+
+    def owner_of(self, shard: ShardId) -> Member | None:
+        """The member that owns a shard; None: nobody does, or its owner is not up."""
+        owner = self._owners.get(shard)
+        return None if owner is None else self._by_log.get(owner)
+
+    def learn_rows(self, rows: Sequence[ShardRow]) -> None:
+        """Somebody has read the routing table."""
+        self._owners = {row.shard: row.owner for row in rows if row.owner is not None}
+
+    def learn_members(self, members: Mapping[str, Member]) -> None:
+        """Somebody has read who is up."""
+        self.members = members
+        self._by_log = {member.log: member for member in members.values() if member.log}
+
+    async def refresh(self) -> None:
+        """Read both again. Unavailable: a store did not answer. One reading serves all who ask
+        while it is under way; who is sent wrong again asks again after a pause."""
+        if self._refreshing is None:
+            self._refreshing = asyncio.ensure_future(self._read())
+            self._refreshing.add_done_callback(self._refreshed)
+        # Whoever gives up waiting must not stop the reading for the others.
+        await asyncio.shield(self._refreshing)
+
+    async def _read(self) -> None:
+        rows, seen = await asyncio.gather(self._shards.rows(), self._membership.read())
+        self.learn_rows(rows)
+        self.learn_members(seen.members)
+
+    def _refreshed(self, refreshing: asyncio.Future[None]) -> None:
+        self._refreshing = None
+        if not refreshing.cancelled():
+            refreshing.exception()  # Whoever asked has been told.
