@@ -245,12 +245,29 @@ class Node:
 
         ClusterError: the stores do not let this node begin.
         """
-        await self._limits.load()
-        await self._metadata.read_task_defs()
-        incarnation = await self._begin()
         runner = web.ServerRunner(
             self._edge.server(), shutdown_timeout=self._settings.shutdown_timeout_ms / 1000
         )
+        async with self.living():
+            try:
+                await runner.setup()
+                await web.SockSite(runner, listening, backlog=_BACKLOG).start()
+                host, port = listening.getsockname()[:2]
+                self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+                yield
+            finally:
+                # Take nothing more, answer what is under way.
+                self._is_closing = True
+                self._edge.closing = True
+                self._desk.close()
+                await runner.cleanup()
+
+    @asynccontextmanager
+    async def living(self) -> AsyncIterator[None]:
+        """Be a node without the HTTP front until the context is left. ClusterError as above."""
+        await self._limits.load()
+        await self._metadata.read_task_defs()
+        incarnation = await self._begin()
         async with asyncio.TaskGroup() as group:
             loops = [
                 group.create_task(loop)
@@ -261,13 +278,9 @@ class Node:
                 )
             ]
             try:
-                await runner.setup()
-                await web.SockSite(runner, listening, backlog=_BACKLOG).start()
-                host, port = listening.getsockname()[:2]
-                self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
                 yield
             finally:
-                await self._stop(runner)
+                await self._finish()
                 for loop in loops:
                     loop.cancel()
 
@@ -319,12 +332,8 @@ class Node:
         log.error("the commit log is lost", error=lost.message)
         self.home.incarnation = None
 
-    async def _stop(self, runner: web.ServerRunner) -> None:
-        """Take nothing more, answer what is under way, write down what is committed."""
-        self._is_closing = True
-        self._edge.closing = True
-        self._desk.close()
-        await runner.cleanup()
+    async def _finish(self) -> None:
+        """Write down what is committed."""
         incarnation = self.home.incarnation
         if self.lost is not None or incarnation is None:
             return
