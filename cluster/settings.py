@@ -1,6 +1,7 @@
 """Every setting, with default, unit and meaning; the only reader of the process environment."""
 
 import difflib
+import ipaddress
 import os
 import tomllib
 import typing
@@ -91,6 +92,37 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_ms: Annotated[
         int, about("Time between two signs of life to the other nodes.", "ms", ge=10)
     ] = 1000
+    shard_poll_ms: Annotated[
+        int, about("Time between two looks at who owns which shard.", "ms", ge=10)
+    ] = 2000
+    stable_ms: Annotated[
+        int,
+        about("Nodes must neither come nor go for this long before shards are moved.", "ms", ge=0),
+    ] = 3000
+
+    link_host: Annotated[
+        str,
+        about(
+            "Address for links of other nodes, `/metrics` and `/health/*`; published with the "
+            "heartbeat, so the others must be able to reach it.",
+            min_length=1,
+        ),
+    ] = "127.0.0.1"
+    link_port: Annotated[
+        int, about("TCP port for the same; 0 takes a free one.", ge=0, le=65535)
+    ] = 0
+    link_token: Annotated[
+        str,
+        about(
+            "Shared by all nodes of a cluster; who does not know it gets no link. Needed unless "
+            "`link_host` is a loopback address.",
+            pattern="^[!-~]*$",
+        ),
+    ] = ""
+    route_timeout_ms: Annotated[
+        int,
+        about("How long a request waits for the owner of its workflow.", "ms", ge=100),
+    ] = 15_000
 
     execution_cache_bytes: Annotated[
         int, about("Memory for open workflows; what is idle is put out.", "bytes", ge=MIB)
@@ -152,6 +184,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         shown = {name: getattr(self, name) for name in NAMES}
         for name in ("store_url", "queue_url"):
             shown[name] = without_password(shown[name])
+        shown["link_token"] = "***" if shown["link_token"] else ""
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
@@ -244,11 +277,29 @@ def check_together(settings: Settings) -> None:
             f"lease_renew_ms is {settings.lease_renew_ms}: it must be at most half of "
             f"lease_ttl_ms ({settings.lease_ttl_ms}), or one lost renewal loses the lease"
         )
+    if settings.link_host in ("0.0.0.0", "::"):
+        raise InvalidSettings(
+            f"link_host is {settings.link_host}: it must be an address or a name of this machine "
+            "under which the other nodes can reach it"
+        )
+    if settings.queue_url != "memory://" and not (settings.link_token or is_loopback(settings)):
+        raise InvalidSettings(
+            f"link_host is {settings.link_host}: nodes that others can reach over the network need "
+            f"a link_token ({PREFIX}LINK_TOKEN), the same on all of them"
+        )
     if settings.log_entry_bytes > settings.log_segment_bytes:
         raise InvalidSettings(
             f"log_entry_bytes is {settings.log_entry_bytes}: it must be at most "
             f"log_segment_bytes ({settings.log_segment_bytes})"
         )
+
+
+def is_loopback(settings: Settings) -> bool:
+    """Whether only this machine can ask for links."""
+    try:
+        return ipaddress.ip_address(settings.link_host).is_loopback
+    except ValueError:
+        return settings.link_host == "localhost"
 
 
 def with_prefix(environ: Mapping[str, str], prefix: str) -> dict[str, str]:
@@ -271,7 +322,7 @@ def row(name: str) -> str:
     default = next(
         field.default for field in msgspec.structs.fields(Settings) if field.name == name
     )
-    shown = {"": "empty", True: "`true`", False: "`false`"}.get(default, f"`{default}`")
+    shown = "empty" if default == "" else f"`{str(default).lower() if kind == 'bool' else default}`"
     unit = (meta.extra or {}).get("unit") or {"int": "number", "str": "text", "bool": "yes/no"}[
         kind
     ]
