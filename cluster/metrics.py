@@ -352,6 +352,13 @@ class Metrics:
         self.link_frames = counter("link_frames", "Frames sent to other nodes.")
         self.link_bytes = counter("link_bytes", "Bytes sent to other nodes.")
         self.link_pending = gauge("link_pending", "Calls to other nodes that have no answer yet.")
+        self.link_messages = histogram(
+            "link_messages_per_frame", "Calls or answers that travelled together.", _COUNT
+        )
+        self.link_lost = counter("link_lost", "Links to other nodes that broke or did not come up.")
+        self.link_refused = counter(
+            "link_refused", "Links that were asked for without the token of the cluster."
+        )
 
         # Durability
         self.commit_log_entries = counter("commit_log_entries", "Entries appended.")

@@ -117,6 +117,22 @@ def test_what_cannot_be_used_is_refused_and_named(
     assert message in str(refused.value)
 
 
+def test_a_node_that_others_can_reach_needs_the_token_of_its_cluster() -> None:
+    flags = {"queue_url": "redis://h:6379/0", "link_host": "10.0.0.7"}
+    with pytest.raises(InvalidSettings, match="need a link_token"):
+        load_settings(environ={}, flags=flags)
+    settings = load_settings(environ={"PODIUM_LINK_TOKEN": "hush"}, flags=flags)
+    assert settings.link_token == "hush"
+    assert "hush" not in repr(settings)
+    for host in ("127.0.0.1", "localhost", "::1"):
+        load_settings(environ={}, flags=flags | {"link_host": host})
+
+
+def test_an_address_that_nobody_can_dial_is_no_address_for_links() -> None:
+    with pytest.raises(InvalidSettings, match="under which the other nodes can reach it"):
+        load_settings(environ={}, flags={"link_host": "0.0.0.0"})
+
+
 def test_a_config_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match=r"cannot read .*absent.toml: No such file"):
         load_settings(config=tmp_path / "absent.toml", environ={})
