@@ -315,6 +315,7 @@ class Metrics:
             self.audit_repairs.of(kind)
         self.lease_lost = counter("lease_lost", "Leases that ran out under their holder.")
         self.shard_owned = gauge("shard_owned", "Shards this node owns.")
+        self.shard_count = gauge("shard_count", "Shards there are in the cluster.")
         self.shard_takeover = histogram(
             "shard_takeover_seconds", "From seal to service of a shard.", _DURATION_S
         )
