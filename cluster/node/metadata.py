@@ -260,11 +260,10 @@ class Metadata:
     async def registered_task_defs(self, names: Iterable[str]) -> dict[str, Json]:
         """The registered ones among `names`, parsed: what dynamic steps freeze at run time."""
         wanted = sorted(set(names))
-        async with asyncio.TaskGroup() as group:
-            reads = [
-                group.create_task(self._store.get(TASK, name, TASK_DEF_VERSION)) for name in wanted
-            ]
-        found = (read.result() for read in reads)
+        # No TaskGroup: what it raises is no ClusterError, and would be answered as a defect.
+        found = await asyncio.gather(
+            *(self._store.get(TASK, name, TASK_DEF_VERSION) for name in wanted)
+        )
         return {one.name: payloads.load(one.body) for one in found if one is not None}
 
     # -- snapshots

@@ -39,9 +39,13 @@ class CountingStore(MemoryMetadataStore):
         self.gate: asyncio.Event | None = None
         self.has_read = asyncio.Event()
         self.fault_after_put = False
+        self.faults_of_task_defs = 0
 
     async def get(self, kind: str, name: str, version: int | None) -> Definition | None:
         self.reads += 1
+        if kind == "task" and self.faults_of_task_defs:
+            self.faults_of_task_defs -= 1
+            raise StoreFault("no answer in time")
         found = await super().get(kind, name, version)
         # As a real store, it lets others run before the answer arrives.
         await asyncio.sleep(0)
@@ -342,6 +346,16 @@ async def test_a_snapshot_read_before_a_change_is_not_kept_after_it(
     cached = metadata.snapshot_cached("w", None)
     assert cached is not None
     assert json.loads(cached.snapshot.body)["description"] == "new"
+
+
+async def test_a_store_that_does_not_answer_is_told_as_such(
+    metadata: Metadata, store: CountingStore
+) -> None:
+    await metadata.register(flow())
+    store.faults_of_task_defs = 1
+    with pytest.raises(StoreFault):
+        await metadata.snapshot("w", None)
+    await metadata.snapshot("w", None)
 
 
 async def test_a_write_without_answer_empties_the_cache_too(
