@@ -34,7 +34,9 @@ from cluster.node.summaries import describe
 from cluster.settings import Settings
 from cluster.sharding.plans import Plans
 from cluster.sharding.takeover import restart
+from cluster.store.lease_ports import Leases, Membership
 from cluster.store.memory import open_memory
+from cluster.store.memory.leases import MemoryLeases, MemoryMembership
 from cluster.store.memory.queues import MemoryTaskQueues
 from cluster.store.ports import LogId, PollData, Stores
 from cluster.store.queue_ports import QueueItem, TaskQueues, task_type_of
@@ -90,6 +92,8 @@ async def running(
                 settings,
                 stores,
                 MemoryTaskQueues(),
+                MemoryLeases(),
+                MemoryMembership(clock),
                 is_alone=True,
                 scripts=await stack.enter_async_context(_scripts(settings)),
                 check_javascript=check_javascript,
@@ -147,6 +151,8 @@ class Node:
         settings: Settings,
         stores: Stores,
         queues: TaskQueues,
+        leases: Leases,
+        membership: Membership,
         *,
         is_alone: bool,
         scripts: Scripts,
@@ -201,6 +207,7 @@ class Node:
             settings=settings,
             stores=stores,
             queues=queues,
+            leases=leases,
             metadata=self._metadata,
             limits=self._limits,
             plans=plans,
@@ -306,8 +313,10 @@ class Node:
             describe=describe,
             clock=self._clock,
         )
-        self.home.incarnation = Incarnation(own, rows, self._front, on_lost=self._lose)
-        return self.home.incarnation
+        incarnation = Incarnation(own, self._front, on_lost=self._lose)
+        incarnation.serve(rows)
+        self.home.incarnation = incarnation
+        return incarnation
 
     async def _live(self, incarnation: Incarnation) -> None:
         """Be one incarnation after the other; alone, the first one that is lost is the last."""

@@ -6,15 +6,15 @@ and counted, so that somebody can look for the reason while the workflows go on.
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cluster.clock import Clock
 from cluster.engine.causes import causes_of
 from cluster.engine.model import Execution
 from cluster.engine.recovery import is_unfinished, word_to_child
-from cluster.errors import ClusterError, Fenced, NotFound
-from cluster.ids import WorkflowId
+from cluster.errors import ClusterError, Fenced, NotFound, NotOwner
+from cluster.ids import ShardId, WorkflowId
 from cluster.logs import get_log
 from cluster.metrics import Metrics
 from cluster.sharding.commit_log import CommitLog
@@ -23,7 +23,7 @@ from cluster.sharding.recovery import Recovery
 from cluster.sharding.residents import Residents
 from cluster.sharding.shard import Sent, Shards
 from cluster.sharding.timers import Timers
-from cluster.store.ports import OpenSet
+from cluster.store.ports import OpenEntry, OpenSet
 from cluster.store.queue_ports import TaskQueues
 
 log = get_log(__name__)
@@ -115,7 +115,7 @@ class Audit:
         running: Counter[tuple[str, ...]] = Counter()
         for shard in tuple(self.parts.shards.epochs):
             after: WorkflowId | None = None
-            while page := await self.parts.open_set.scan(shard, after=after, limit=_PAGE):
+            while page := await self._page(shard, after):
                 for entry in page:
                     suspect = await self.look(entry.workflow_id)
                     self._count(running, entry.workflow_id)
@@ -127,6 +127,12 @@ class Audit:
         self._running.replace(running)
         return suspects
 
+    async def _page(self, shard: ShardId, after: WorkflowId | None) -> Sequence[OpenEntry]:
+        """The next open workflows of a shard; none before its recovery or once it was given up."""
+        if shard not in self.parts.shards.epochs or shard in self.parts.recovery.pending:
+            return ()
+        return await self.parts.open_set.scan(shard, after=after, limit=_PAGE)
+
     def _count(self, running: Counter[tuple[str, ...]], workflow_id: WorkflowId) -> None:
         execution = self.parts.residents.executions.get(workflow_id)
         if execution is not None and not execution.is_terminal:
@@ -137,7 +143,7 @@ class Audit:
         parts = self.parts
         try:
             execution = await parts.residents.get(workflow_id)
-        except NotFound:
+        except (NotFound, NotOwner):
             return None
         if workflow_id in parts.shards.quarantined or not is_unfinished(execution):
             return None

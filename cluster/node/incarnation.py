@@ -1,14 +1,14 @@
 """Everything of a node that writes under one log id: it lives and ends with its commit log."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from cluster.clock import Clock
 from cluster.engine.model import Execution
 from cluster.engine.step import Surroundings
 from cluster.errors import Fenced, Unavailable
-from cluster.ids import WorkflowId
+from cluster.ids import ShardId, WorkflowId
 from cluster.logs import get_log
 from cluster.metrics import Metrics
 from cluster.node import wire
@@ -22,11 +22,13 @@ from cluster.sharding.checkpoint import Checkpoint
 from cluster.sharding.commit_log import CommitLog
 from cluster.sharding.dispatch import Dispatcher, Outside
 from cluster.sharding.idempotency import Keys
+from cluster.sharding.leases import LeaseKeeper
 from cluster.sharding.plans import Plans
 from cluster.sharding.recovery import Recovery
 from cluster.sharding.residents import Residents
 from cluster.sharding.shard import Sent, Shards
 from cluster.sharding.timers import Timers
+from cluster.store.lease_ports import Leases
 from cluster.store.ports import LogId, ShardRow, Stores
 from cluster.store.queue_ports import QueueItem, TaskQueues
 
@@ -45,6 +47,7 @@ class Front:
     settings: Settings
     stores: Stores
     queues: TaskQueues
+    leases: Leases
     metadata: Metadata
     limits: TaskLimits
     plans: Plans
@@ -78,25 +81,19 @@ class Home:
 
 
 class Incarnation:
-    """Serves the shards of `rows` under the log `own`, which is open. It is thrown away when that
-    log is lost: nothing of what it holds in memory may be used any more."""
+    """Serves shards under the log `own`, which is open. It is thrown away when that log is lost:
+    nothing of what it holds in memory may be used any more."""
 
-    def __init__(
-        self,
-        own: LogId,
-        rows: Sequence[ShardRow],
-        front: Front,
-        *,
-        on_lost: Callable[[Fenced], None],
-    ) -> None:
+    def __init__(self, own: LogId, front: Front, *, on_lost: Callable[[Fenced], None]) -> None:
         """`on_lost` is called once, at the moment at which the log turns out to be lost."""
         self.own = own
         self.lost: Fenced | None = None
-        self.is_recovered = False
-        """Every open workflow has been looked at."""
+        self._has_recovered = asyncio.Event()
         self._front = front
         self._on_lost = on_lost
         self._ended_early = asyncio.Event()
+        self._unrecovered: set[ShardId] = set()
+        self._have_unrecovered = asyncio.Event()
         settings, stores = front.settings, front.stores
         clock, metrics = front.clock, front.metrics
         self.keys = Keys(stores.executions, ttl_ms=settings.idempotency_ttl_days * _DAY_MS)
@@ -129,15 +126,29 @@ class Incarnation:
             on_lost=self.lose,
             entry_bytes_max=settings.log_entry_bytes,
         )
+        self.lease = LeaseKeeper(
+            front.leases,
+            stores.logs,
+            own,
+            self.commit_log,
+            clock=clock,
+            ttl_ms=settings.lease_ttl_ms,
+            renew_ms=settings.lease_renew_ms,
+            on_lost=self.lose,
+        )
+        epochs: dict[ShardId, int] = {}
         self.residents = Residents(
             stores.executions,
             front.plans,
+            epochs=epochs,
+            shard_count=settings.shard_count,
             bytes_max=settings.execution_cache_bytes,
             settle=lambda position: asyncio.ensure_future(self._settle(position)),
         )
         self.shards = Shards(
-            {row.shard: row.epoch for row in rows},
+            epochs,
             shard_count=settings.shard_count,
+            authority=self.lease,
             commit_log=self.commit_log,
             residents=self.residents,
             plans=front.plans,
@@ -150,7 +161,6 @@ class Incarnation:
             run_json=wire.failed_run_json,
         )
         self._dispatcher.shards = self.shards
-        self._timers.shards = tuple(self.shards.epochs)
         self._timers.fire = self.shards.deliver
         self._recovery = Recovery(
             self.shards,
@@ -179,6 +189,11 @@ class Incarnation:
             on_page=self._relieve,
         )
 
+    @property
+    def is_recovered(self) -> bool:
+        """Every open workflow of what was claimed at first has been looked at."""
+        return self._has_recovered.is_set() and self.lost is None
+
     # -- life
 
     async def run(self) -> None:
@@ -191,12 +206,36 @@ class Incarnation:
                     self.checkpoint.run(),
                     self._dispatcher.run(),
                     self._timers.run(),
+                    self.lease.run(),
                     self._recover(),
+                    self._audit(),
                 )
             ]
             await self._ended_early.wait()
             for loop in loops:
                 loop.cancel()
+
+    def serve(self, rows: Sequence[ShardRow]) -> None:
+        """Serve shards that were claimed for this log, and see that their workflows go on."""
+        shards = [row.shard for row in rows]
+        self.shards.serve({row.shard: row.epoch for row in rows})
+        self._timers.serve(shards)
+        self.recover(shards)
+
+    async def give_up(self, shards: Collection[ShardId]) -> None:
+        """Stop serving shards; returns when all that was decided for them is in the stores, and
+        another log may claim them. Fenced: the log is lost."""
+        self.shards.give_up(shards)
+        self._timers.give_up(shards, self.shards.is_served)
+        self._unrecovered.difference_update(shards)
+        await self.finish()
+        await self.residents.forget(shards)
+        self.keys.forget_unless(self.shards.is_served)
+
+    def recover(self, shards: Collection[ShardId]) -> None:
+        """Have the open workflows of shards issue their effects again, in the background."""
+        self._unrecovered.update(shards)
+        self._have_unrecovered.set()
 
     async def finish(self) -> None:
         """Make all that was decided durable, and write it down. Fenced: the log is lost."""
@@ -208,21 +247,29 @@ class Incarnation:
         if self.lost is not None:
             return
         self.lost = lost
-        self.shards.stop()
+        self.shards.give_up(tuple(self.shards.epochs))
         self._on_lost(lost)
         self._ended_early.set()
 
     async def _recover(self) -> None:
-        """Have every open workflow issue again what its last process may not have done; then see
-        to it, for good, that each of them goes on."""
-        try:
-            await self._recovery.run()
-            await self.commit_log.drain()
-        except Fenced:
-            return  # Whoever waits for the end of this log has been told.
-        await self._dispatcher.all_out()
-        self._front.desk.holds_are_counted()
-        self.is_recovered = self.lost is None
+        """Have every open workflow issue again what its last owner may not have done."""
+        while True:
+            await self._have_unrecovered.wait()
+            self._have_unrecovered.clear()
+            shards, self._unrecovered = self._unrecovered, set()
+            try:
+                await self._recovery.run(sorted(shards))
+                await self.commit_log.drain()
+            except Fenced:
+                return  # Whoever waits for the end of this log has been told.
+            await self._dispatcher.all_out()
+            if not self._unrecovered:
+                self._front.desk.holds_are_counted()
+                self._has_recovered.set()
+
+    async def _audit(self) -> None:
+        """See to it, for good, that every open workflow goes on."""
+        await self._has_recovered.wait()
         await self.audit.run()
 
     # -- callbacks of the parts

@@ -20,6 +20,7 @@ Transition: TypeAlias = tuple[ShardId, int, Sequence[Row]]
 """What one step of a shard changed: the shard, its epoch, the rows."""
 
 ENTRY_BYTES_MAX = 256 * 1024
+_NEVER_MS = -(1 << 60)
 _ROW_BYTES = 48
 """What a row takes in an entry beside its data."""
 
@@ -92,6 +93,8 @@ class CommitLog(Generic[E]):
         self._pending: dict[int, _Entry[E]] = {}
         self._wake: asyncio.Future[None] | None = None
         self._lost: Fenced | None = None
+        self.proved_ms = _NEVER_MS
+        """Monotonic time before the last append (or fence read) that found the log open."""
         self.last_put = 0
         self.last_committed = 0
         self.pending_bytes = 0
@@ -127,6 +130,11 @@ class CommitLog(Generic[E]):
         waiter = asyncio.get_running_loop().create_future()
         self._pending[position].waiters.append(waiter)
         await waiter
+
+    @property
+    def is_idle(self) -> bool:
+        """Everything that was put is durable."""
+        return self.last_put == self.last_committed
 
     async def drain(self) -> None:
         """Wait until everything that was put is durable."""
@@ -175,6 +183,7 @@ class CommitLog(Generic[E]):
     async def _append(self, entry: _Entry[E]) -> None:
         # Encoded once: a position that was tried never gets other bytes.
         encoded = encode_entry(entry.transitions)
+        began_ms = self._clock.monotonic_ms()
         began_s = stopwatch_s()
         try:
             await insist(
@@ -185,6 +194,7 @@ class CommitLog(Generic[E]):
             )
         except StoreFault as fault:
             raise Fenced(f"log {self._log} is given up: {fault.message}") from fault
+        self.proved_ms = max(self.proved_ms, began_ms)
         self._append_s.observe(stopwatch_s() - began_s)
         self._entries.inc()
         self._bytes.inc(len(encoded))

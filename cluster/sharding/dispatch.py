@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from cluster.clock import Clock
 from cluster.engine.effects import (
@@ -35,6 +35,7 @@ from cluster.engine.events import (
 from cluster.errors import ClusterError, NotFound
 from cluster.ids import TaskId, WorkflowId, task_id
 from cluster.logs import get_log
+from cluster.sharding.insist import insist
 from cluster.sharding.mail import Mail
 from cluster.sharding.shard import Found, Sent, Shards, failure_resolved, resolved
 from cluster.sharding.timers import Timers
@@ -86,15 +87,14 @@ class Dispatcher:
         clock: Clock,
         ended: Callable[[WorkflowId], None],
     ) -> None:
-        self._queues = queues
+        self._lane = _QueueLane(queues, clock)
         self._outside = outside
         self._timers = timers
         self._clock = clock
         self._ended = ended
         self.shards: Shards
         self._mail: Mail
-        self._waiting: list[Sent] = []
-        self._markers: list[asyncio.Future[None]] = []
+        self._waiting: list[Sent | asyncio.Future[None]] = []
         self._under_way: Counter[WorkflowId] = Counter()
         self._continuing: set[WorkflowId] = set()
         """Who is about to go on: every event of a workflow with a continuation asks for that."""
@@ -102,14 +102,28 @@ class Dispatcher:
         self._group: asyncio.TaskGroup
 
     def send(self, effects: list[Sent]) -> None:
-        """Queue effects of one committed entry; never waits."""
-        self._waiting += effects
-        self._news.set()
+        """Take effects of one committed entry; never waits."""
+        lane = self._lane
+        for one in effects:
+            effect = one.effect
+            match effect:
+                case QueueItem():
+                    lane.put(_Push(one.queue, effect))
+                case AcknowledgeTask():
+                    lane.put(_Acknowledge(effect.queue, task_id(one.workflow_id, effect.number)))
+                    self._waiting.append(one)
+                case HoldTask():
+                    task = task_id(one.workflow_id, effect.number)
+                    lane.put(_Hold(effect.queue, task, effect.delivery))
+                case _:
+                    self._waiting.append(one)
+        if self._waiting:
+            self._news.set()
 
     def all_out(self) -> asyncio.Future[None]:
         """Done when all that was sent so far has reached its queue or is under way."""
         marker: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._markers.append(marker)
+        self._waiting.append(marker)
         self._news.set()
         return marker
 
@@ -121,26 +135,21 @@ class Dispatcher:
         """Carry effects out until cancelled."""
         self._mail = Mail(self.shards, self._clock, spawn=self._spawn)
         async with asyncio.TaskGroup() as self._group:
+            self._group.create_task(self._lane.run())
             while True:
                 await self._news.wait()
                 self._news.clear()
                 sent, self._waiting = self._waiting, []
-                markers, self._markers = self._markers, []
-                await self._carry_out(sent)
-                for marker in markers:
-                    if not marker.done():
-                        marker.set_result(None)
+                self._carry_out(sent)
 
-    async def _carry_out(self, sent: list[Sent]) -> None:
-        batch = _QueueBatch(self._queues, self._clock)
+    def _carry_out(self, sent: list[Sent | asyncio.Future[None]]) -> None:
         for one in sent:
+            if isinstance(one, asyncio.Future):
+                self._lane.put(one)
+                continue
             effect = one.effect
             match effect:
-                case QueueItem():
-                    await batch.push(one.queue, effect)
                 case AcknowledgeTask():
-                    task = task_id(one.workflow_id, effect.number)
-                    await batch.acknowledge(effect.queue, task)
                     self.shards.task_ended(one.workflow_id, effect.number)
                 case ArmTimer():
                     self._timers.arm(one.workflow_id, effect.due_ms)
@@ -149,9 +158,6 @@ class Dispatcher:
                     self._ended(one.workflow_id)
                 case None:
                     self.shards.changed(one.workflow_id)
-                case HoldTask():
-                    task = task_id(one.workflow_id, effect.number)
-                    await batch.hold(effect.queue, task, effect.delivery)
                 case ContinueLater():
                     if one.workflow_id not in self._continuing:
                         self._continuing.add(one.workflow_id)
@@ -173,9 +179,10 @@ class Dispatcher:
                     self._spawn(target, partial(self._apply, target, effect.event))
                 case Post():
                     self._mail.send(one.workflow_id, effect)
+                case QueueItem() | HoldTask():
+                    raise AssertionError("on the way to its queue already")
                 case PushTask() | StartChild():
                     raise AssertionError("carried out by the shard itself")
-        await batch.flush()
 
     def _spawn(self, workflow_id: WorkflowId, work: Callable[[], Awaitable[None]]) -> None:
         self._under_way[workflow_id] += 1
@@ -292,36 +299,89 @@ class Dispatcher:
         )
 
 
-class _QueueBatch:
-    """Pushes and acknowledgements of one turn, in as few calls as keep their order per task."""
+class _Push(NamedTuple):
+    queue: str
+    item: QueueItem
+
+
+class _Acknowledge(NamedTuple):
+    queue: str
+    task: TaskId
+
+
+class _Hold(NamedTuple):
+    queue: str
+    task: TaskId
+    delivery: int
+
+
+_QueueCall: TypeAlias = _Push | _Acknowledge | _Hold | asyncio.Future[None]
+"""A future is set once all before it is done."""
+
+
+class _QueueLane:
+    """What goes to the queues, in as few calls as keep its order per task.
+
+    It runs on its own: while the queues are away timers fire and scripts run all the same.
+    """
 
     def __init__(self, queues: TaskQueues, clock: Clock) -> None:
         self._queues = queues
         self._clock = clock
+        self._calls: list[_QueueCall] = []
+        self._news = asyncio.Event()
         self._pushes: dict[str, list[QueueItem]] = {}
         self._acknowledged: dict[str, list[TaskId]] = {}
+        self._held: dict[str, dict[TaskId, int]] = {}
         self._pushed: set[TaskId] = set()
         self._gone: set[TaskId] = set()
 
-    async def push(self, queue: str, item: QueueItem) -> None:
-        if item.task_id in self._gone:
-            await self.flush()
-        self._pushes.setdefault(queue, []).append(item)
-        self._pushed.add(item.task_id)
+    def put(self, call: _QueueCall) -> None:
+        """Have it done after all that was put before."""
+        self._calls.append(call)
+        self._news.set()
 
-    async def acknowledge(self, queue: str, task: TaskId) -> None:
-        if task in self._pushed:
-            await self.flush()
-        self._acknowledged.setdefault(queue, []).append(task)
-        self._gone.add(task)
+    async def run(self) -> None:
+        """Call the queues until cancelled; a call is repeated until it is answered."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            calls, self._calls = self._calls, []
+            markers: list[asyncio.Future[None]] = []
+            for call in calls:
+                match call:
+                    case _Push(queue, item):
+                        if item.task_id in self._gone:
+                            await self._flush()
+                        self._pushes.setdefault(queue, []).append(item)
+                        self._pushed.add(item.task_id)
+                    case _Acknowledge(queue, task):
+                        if task in self._pushed:
+                            await self._flush()
+                        self._acknowledged.setdefault(queue, []).append(task)
+                        self._gone.add(task)
+                    case _Hold(queue, task, delivery):
+                        if task in self._pushed or task in self._gone:
+                            await self._flush()
+                        self._held.setdefault(queue, {})[task] = delivery
+                        self._pushed.add(task)
+                    case _:
+                        markers.append(call)
+            await self._flush()
+            for marker in markers:
+                if not marker.done():
+                    marker.set_result(None)
 
-    async def hold(self, queue: str, task: TaskId, delivery: int) -> None:
-        await self._queues.hold({queue: {task: delivery}})
-
-    async def flush(self) -> None:
-        if self._pushes:
-            await self._queues.push(self._pushes, now_ms=self._clock.now_ms())
-        if self._acknowledged:
-            await self._queues.acknowledge(self._acknowledged)
-        self._pushes, self._acknowledged = {}, {}
+    async def _flush(self) -> None:
+        pushes, acknowledged, held = self._pushes, self._acknowledged, self._held
+        if pushes:
+            await self._insist(lambda: self._queues.push(pushes, now_ms=self._clock.now_ms()))
+        if held:
+            await self._insist(lambda: self._queues.hold(held))
+        if acknowledged:
+            await self._insist(lambda: self._queues.acknowledge(acknowledged))
+        self._pushes, self._acknowledged, self._held = {}, {}, {}
         self._pushed, self._gone = set(), set()
+
+    async def _insist(self, call: Callable[[], Awaitable[None]]) -> None:
+        await insist(call, clock=self._clock, deadline_ms=None)

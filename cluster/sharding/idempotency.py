@@ -1,7 +1,7 @@
 """Idempotency keys: one row per (workflow name, key), on the shard of the workflow it started."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -81,6 +81,12 @@ class Keys:
         """The start did not happen."""
         self._recent.pop(key_id, None)
         self._written.pop(key_id, None)
+
+    def forget_unless(self, is_served: Callable[[WorkflowId], bool]) -> None:
+        """Drop what is in memory of keys whose shards are not served any more."""
+        for known in (self._recent, self._entries, self._written):
+            for key_id in [key_id for key_id in known if not is_served(key_id)]:
+                del known[key_id]
 
     def written(self, key_ids: Sequence[WorkflowId], position: int) -> None:
         """The store has these as of log entry `position` (others may be among them)."""

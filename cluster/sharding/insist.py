@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from cluster.clock import Clock
-from cluster.errors import StoreFault
+from cluster.errors import StoreFault, Unavailable
 
 T = TypeVar("T")
 
@@ -23,19 +23,20 @@ async def insist(
     deadline_ms: int | None,
     attempt_ms: int = ATTEMPT_MS,
 ) -> T:
-    """The first answer of `call`, repeated through StoreFaults and missing answers.
+    """The first answer of `call`, repeated while it is Unavailable, or there is none.
 
-    StoreFault: no answer within `deadline_ms` (None: there is no such limit); the outcome of the
-    attempts is unknown.
+    Unavailable (of a durable store, a StoreFault): no answer within `deadline_ms` (None: there is
+    no such limit); the outcome of the attempts is unknown.
     """
     began_ms = clock.monotonic_ms()
     pause_ms = _PAUSE_MS_MIN
     while True:
         sent_ms = clock.monotonic_ms()
+        fault: Unavailable
         try:
             async with asyncio.timeout(attempt_ms / 1_000):
                 return await call()
-        except StoreFault as error:
+        except Unavailable as error:
             fault = error
         except TimeoutError:
             fault = StoreFault(f"a store gave no answer within {attempt_ms} ms")

@@ -4,7 +4,8 @@ The audit (node/audit.py) uses the same way for single workflows that stand stil
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 
 from cluster.clock import Clock
 from cluster.engine.events import Recovered
@@ -12,9 +13,10 @@ from cluster.engine.model import Execution
 from cluster.engine.recovery import awaited_children, is_unfinished, word_to_child, word_to_parent
 from cluster.engine.rows import decode_header
 from cluster.engine.transitions import OPEN_WORKFLOW
-from cluster.errors import ClusterError, NotFound
-from cluster.ids import WorkflowId, same_slot
+from cluster.errors import ClusterError, NotFound, NotOwner, Unavailable
+from cluster.ids import ShardId, WorkflowId, same_slot
 from cluster.logs import get_log
+from cluster.sharding.insist import insist
 from cluster.sharding.residents import Residents
 from cluster.sharding.shard import Shards
 from cluster.store.ports import ExecutionStore, OpenSet
@@ -23,6 +25,8 @@ log = get_log(__name__)
 
 _AT_ONCE = 64
 _PAGE = 500
+_PAUSES_S = (0.1, 0.4, 1.6, 6.4)
+"""Before a workflow whose store did not answer is tried again."""
 
 
 class Recovery:
@@ -45,31 +49,55 @@ class Recovery:
         self._executions = executions
         self._clock = clock
         self._on_page = on_page
+        self.pending: set[ShardId] = set()
+        """Shards whose open workflows have not all been looked at."""
 
-    async def run(self) -> None:
-        """Recover every open workflow of all shards. Requests are served meanwhile."""
+    async def run(self, shards: Collection[ShardId]) -> None:
+        """Recover every open workflow of some shards. Requests are served meanwhile."""
         slots = asyncio.Semaphore(_AT_ONCE)
+        self.pending.update(shards)
         count = 0
         began_ms = self._clock.monotonic_ms()
-        log.info("recovery begins", shards=len(self._shards.epochs))
+        log.info("recovery begins", shards=len(shards))
         async with asyncio.TaskGroup() as group:
-            for shard in tuple(self._shards.epochs):
+            for shard in shards:
                 after: WorkflowId | None = None
-                while page := await self._open_set.scan(shard, after=after, limit=_PAGE):
+                while shard in self._shards.epochs:
+                    page = await insist(
+                        partial(self._open_set.scan, shard, after=after, limit=_PAGE),
+                        clock=self._clock,
+                        deadline_ms=None,
+                    )
+                    if not page:
+                        break
                     for entry in page:
                         await slots.acquire()
                         group.create_task(self._recover(entry.workflow_id, slots))
                     count += len(page)
                     after = page[-1].workflow_id
                     self._on_page()
+        self.pending.difference_update(shards)
         took_ms = self._clock.monotonic_ms() - began_ms
         log.info("recovery ended", workflows=count, took_ms=took_ms)
 
     async def _recover(self, workflow_id: WorkflowId, slots: asyncio.Semaphore) -> None:
         try:
-            await self.recover(workflow_id)
-        except ClusterError as error:
-            log.error("a workflow was not recovered", workflow_id=workflow_id, error=error.message)
+            for pause_s in (*_PAUSES_S, None):
+                try:
+                    await self.recover(workflow_id)
+                    return
+                except NotOwner:
+                    return  # Given up meanwhile: it is the next owner's.
+                except ClusterError as error:
+                    if pause_s is None or not isinstance(error, Unavailable):
+                        # The audit comes by later.
+                        log.error(
+                            "a workflow was not recovered",
+                            workflow_id=workflow_id,
+                            error=error.message,
+                        )
+                        return
+                await asyncio.sleep(pause_s)
         finally:
             slots.release()
 

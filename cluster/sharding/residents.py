@@ -2,14 +2,14 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from cluster.engine.model import Execution, Header
 from cluster.engine.plan import Plan
 from cluster.engine.retries import rebuild_timers
 from cluster.engine.rows import HEADER_ROW, decode_header, load
-from cluster.errors import NotFound
-from cluster.ids import WorkflowId, same_slot
+from cluster.errors import NotFound, NotOwner
+from cluster.ids import ShardId, WorkflowId, same_slot, shard_of
 from cluster.sharding.plans import Plans
 from cluster.store.ports import ExecutionStore
 
@@ -27,12 +27,17 @@ class Residents:
         store: ExecutionStore,
         plans: Plans,
         *,
+        epochs: Mapping[ShardId, int],
+        shard_count: int,
         bytes_max: int,
         settle: Callable[[int], "asyncio.Future[None]"],
     ) -> None:
-        """`settle(position)` waits until everything up to a log position is in the store."""
+        """`epochs` are the shards that are served at present; others are not loaded.
+        `settle(position)` waits until everything up to a log position is in the store."""
         self._store = store
         self._plans = plans
+        self._epochs = epochs
+        self._shard_count = shard_count
         self._bytes_max = bytes_max
         self._settle = settle
         self.executions: dict[WorkflowId, Execution] = {}
@@ -44,7 +49,10 @@ class Residents:
         self.bytes = 0
 
     async def get(self, workflow_id: WorkflowId) -> Execution:
-        """The execution; NotFound if there is none. Valid until the caller's next await."""
+        """The execution; NotFound if there is none. Valid until the caller's next await.
+
+        NotOwner: its shard is not served here, or was given up meanwhile.
+        """
         while True:
             execution = self.executions.get(workflow_id)
             if execution is not None:
@@ -80,6 +88,19 @@ class Residents:
         """It was deleted by log entry `entry`: from now on there is none such."""
         self._removed[execution.id] = entry
         self._remove(execution)
+
+    async def forget(self, shards: Collection[ShardId]) -> None:
+        """These shards are not served any more: drop all that is in memory of them."""
+        count = self._shard_count
+        for part in _slices(list(self.executions.values())):
+            for execution in part:
+                if shard_of(execution.id, shard_count=count) in shards:
+                    if self.executions.get(execution.id) is execution:
+                        self._remove(execution)
+            await asyncio.sleep(0)
+        for positions in (self._dropped, self._removed):
+            for one in [one for one in positions if shard_of(one, shard_count=count) in shards]:
+                del positions[one]
 
     def written(self, workflow_ids: Sequence[WorkflowId], position: int) -> None:
         """The store has all rows of these up to `position`: those at rest may go."""
@@ -137,7 +158,14 @@ class Residents:
         # Whoever gives up waiting must not stop the load for the others.
         await asyncio.shield(loading)
 
+    def _epoch_of(self, workflow_id: WorkflowId) -> int:
+        epoch = self._epochs.get(shard_of(workflow_id, shard_count=self._shard_count))
+        if epoch is None:
+            raise NotOwner(f"This node does not own the shard of workflow {workflow_id}")
+        return epoch
+
     async def _load(self, workflow_id: WorkflowId) -> None:
+        epoch = self._epoch_of(workflow_id)
         entry = self._dropped.get(workflow_id)
         if entry is not None:
             await self._settle(entry)
@@ -161,9 +189,17 @@ class Residents:
         def plan_of(_: Header) -> Plan:
             return plan
 
+        if self._epoch_of(workflow_id) != epoch:
+            # Another owner has been at it since the rows were read.
+            raise NotOwner(f"The shard of workflow {workflow_id} has moved")
         execution = load(workflow_id, rows, plan_of)
         rebuild_timers(execution)
         self.add(execution)
+
+
+def _slices(executions: list[Execution]) -> Iterator[list[Execution]]:
+    for start in range(0, len(executions), _CHECKS_PER_CALL_MAX):
+        yield executions[start : start + _CHECKS_PER_CALL_MAX]
 
 
 def _not_found(workflow_id: WorkflowId) -> NotFound:

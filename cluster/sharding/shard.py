@@ -8,7 +8,7 @@ same shard is part of the same transition, so it is durable together with it or 
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -75,6 +75,17 @@ class Found(Protocol):
     def version(self) -> int: ...
 
 
+class Authority(Protocol):
+    """Whether this process is still the one that decides."""
+
+    @property
+    def is_fresh(self) -> bool:
+        """Surely so, without a look."""
+
+    async def confirm(self) -> None:
+        """Look. Fenced: it is not any more. StoreFault: nobody knows."""
+
+
 class Definitions(Protocol):
     """What shards need of the metadata."""
 
@@ -117,13 +128,14 @@ class _Transaction:
 
 
 class Shards:
-    """All shards that this process owns."""
+    """All shards that this process serves; which ones, changes while it runs."""
 
     def __init__(
         self,
-        epochs: Mapping[ShardId, int],
+        epochs: dict[ShardId, int],
         *,
         shard_count: int,
+        authority: Authority,
         commit_log: CommitLog[Sent],
         residents: Residents,
         plans: Plans,
@@ -135,9 +147,11 @@ class Shards:
         queue_item: Callable[[Execution, int], tuple[str, QueueItem]],
         run_json: Callable[[Execution], bytes],
     ) -> None:
-        """`queue_item` makes what a queue holds of a task; `run_json` shows a whole run."""
-        self.epochs = dict(epochs)
+        """`epochs` are the shards that are served and their epochs, kept up to date here for all
+        who look at it. `queue_item` makes what a queue holds of a task; `run_json` shows a run."""
+        self.epochs = epochs
         self._shard_count = shard_count
+        self._authority = authority
         self._log = commit_log
         self.residents = residents
         self._plans = plans
@@ -199,6 +213,7 @@ class Shards:
         child_id = WorkflowId(child.workflow_id)
         self._own(child_id)
         plan = await self._plans.load(child.snapshot)
+        self._own(child_id)
         execution = self.resident(child_id)
         if execution is None and repeated:
             try:
@@ -209,6 +224,7 @@ class Shards:
             await self._log.committed(execution.last_entry)
             header = execution.header
             return (header.parent_id, header.parent_number) == (parent_id, child.parent_number)
+        self._own(child_id)
         at_ms = self._clock.now_ms()
         execution = self._child(plan, parent_id, child, at_ms)
         await self._log.committed(self._decide(execution, WorkflowStarted(at_ms)))
@@ -295,12 +311,21 @@ class Shards:
     async def view(self, workflow_id: WorkflowId) -> Execution:
         """The committed state; to be used before the caller's next await. NotFound."""
         self._own(workflow_id)
+        is_sure = self._authority.is_fresh
         while True:
-            execution = await self.residents.get(workflow_id)
+            try:
+                execution = await self.residents.get(workflow_id)
+            except NotFound:
+                await self._sure(is_sure)
+                raise
             self._own(workflow_id)
-            if execution.last_entry <= self._log.last_committed:
+            if execution.last_entry > self._log.last_committed:
+                await self._log.committed(execution.last_entry)
+            elif is_sure:
                 return execution
-            await self._log.committed(execution.last_entry)
+            else:
+                await self._authority.confirm()
+            is_sure = True
 
     async def read(self, workflow_id: WorkflowId) -> Execution:
         """`view` for those who want to see how a run ended: with its failure workflow, if that
@@ -331,11 +356,30 @@ class Shards:
     async def _answer(
         self, execution: Execution, event: Event, *, extra_rows: Sequence[Row] = ()
     ) -> int:
-        entry = self._decide(execution, event, extra_rows=extra_rows)
-        await self._log.committed(entry)
+        try:
+            entry = self._decide(execution, event, extra_rows=extra_rows)
+        except NotOwner:
+            raise
+        except ClusterError:
+            # A refusal too must not rest on what may never become durable.
+            await self._stands(execution.last_entry)
+            raise
+        await self._stands(entry)
         if is_unsettled(execution):
             await self._settled(execution.id)
         return entry
+
+    async def _stands(self, entry: int) -> None:
+        """Wait until what an answer rests on is durable, and known to be the latest there is."""
+        if entry > self._log.last_committed:
+            # A commit shows that nobody else decides.
+            await self._log.committed(entry)
+        else:
+            await self._sure(self._authority.is_fresh)
+
+    async def _sure(self, is_sure: bool) -> None:
+        if not is_sure:
+            await self._authority.confirm()
 
     def _decide(self, execution: Execution, event: Event, *, extra_rows: Sequence[Row] = ()) -> int:
         """One transition: decide, collect rows, hand them to the log. Never awaits."""
@@ -559,11 +603,25 @@ class Shards:
         if execution is not None:
             count_ended(self._metrics, execution, number)
 
-    def stop(self) -> None:
-        """Serve nothing any more: the log is lost, and what is in memory may be out of date."""
-        self.epochs.clear()
-        for workflow_id in list(self._watchers):
-            self.changed(WorkflowId(workflow_id))
+    def is_served(self, workflow_id: WorkflowId) -> bool:
+        """Whether events for a workflow are taken here."""
+        return shard_of(workflow_id, shard_count=self._shard_count) in self.epochs
+
+    def serve(self, epochs: Mapping[ShardId, int]) -> None:
+        """Take events for these shards from now on; what earlier owners did is in the store."""
+        self.epochs.update(epochs)
+
+    def give_up(self, shards: Collection[ShardId]) -> None:
+        """Take no more events for these shards: whoever comes, or waits, gets NotOwner."""
+        for shard in shards:
+            self.epochs.pop(shard, None)
+            self._stamps.pop(shard, None)
+        for watched in list(self._watchers):
+            if not self.is_served(WorkflowId(watched)):
+                self.changed(WorkflowId(watched))
+        for workflow_id in [one for one in self.quarantined if not self.is_served(WorkflowId(one))]:
+            del self.quarantined[workflow_id]
+        self._metrics.quarantined_workflows.of().set(len(self.quarantined))
 
     def changed(self, workflow_id: WorkflowId) -> None:
         """A change of this workflow has been committed: whoever waits for it looks again."""

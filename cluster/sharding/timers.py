@@ -1,12 +1,12 @@
 """Due times of workflows: the near ones in memory, the rest in the open set till then."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from heapq import heappop, heappush
 
 from cluster.clock import Clock
 from cluster.engine.events import TimerFired
-from cluster.errors import ClusterError, NotFound
+from cluster.errors import ClusterError, NotFound, NotOwner
 from cluster.ids import ShardId, WorkflowId
 from cluster.logs import get_log
 from cluster.metrics import Metrics
@@ -34,8 +34,23 @@ class Timers:
         self._heap: list[tuple[int, WorkflowId]] = []
         self._due: dict[WorkflowId, int] = {}
         self._earlier = asyncio.Event()
-        self.shards: Sequence[ShardId] = ()
+        self._shards: set[ShardId] = set()
+        self._unread: set[ShardId] = set()
+        self._have_unread = asyncio.Event()
         self.fire: Callable[[WorkflowId, TimerFired], Awaitable[None]]
+
+    def serve(self, shards: Iterable[ShardId]) -> None:
+        """Fire for these shards too; what is due soon is read at once."""
+        self._unread.update(shards)
+        self._shards |= self._unread
+        self._have_unread.set()
+
+    def give_up(self, shards: Iterable[ShardId], is_served: Callable[[WorkflowId], bool]) -> None:
+        """Fire for these shards no more."""
+        self._shards.difference_update(shards)
+        self._unread.difference_update(shards)
+        for workflow_id in [one for one in self._due if not is_served(one)]:
+            del self._due[workflow_id]
 
     def arm(self, workflow_id: WorkflowId, due_ms: int) -> None:
         """Fire at `due_ms`, in place of what was armed for this workflow."""
@@ -93,6 +108,8 @@ class Timers:
             await self.fire(workflow_id, TimerFired(now_ms))
         except NotFound:
             pass  # Removed meanwhile.
+        except NotOwner:
+            pass  # The next owner reads what is due.
         except ClusterError as failure:
             log.warning("a timer has to be fired again", error=failure.message)
             if failure.retryable:
@@ -103,13 +120,23 @@ class Timers:
             slots.release()
 
     async def _read_ahead(self) -> None:
+        all_ms = self._clock.monotonic_ms()
         while True:
-            for shard in self.shards:
+            now_ms = self._clock.monotonic_ms()
+            shards, self._unread = self._unread, set()
+            if now_ms >= all_ms:
+                shards, all_ms = set(self._shards), now_ms + _READ_EVERY_MS
+            self._have_unread.clear()
+            for shard in shards & self._shards:
                 try:
                     await self._read(shard)
                 except ClusterError as failure:
                     log.warning("due times could not be read", error=failure.message)
-            await asyncio.sleep(_READ_EVERY_MS / 1000)
+            try:
+                async with asyncio.timeout((all_ms - now_ms) / 1000):
+                    await self._have_unread.wait()
+            except TimeoutError:
+                pass
 
     async def _read(self, shard: ShardId) -> None:
         before_ms = self._clock.now_ms() + HORIZON_MS
@@ -118,6 +145,8 @@ class Timers:
             found = await self._open_set.due(shard, before_ms=before_ms, limit=limit)
             for entry in found:
                 due_ms = entry.next_due_ms
+                if shard not in self._shards:
+                    return
                 if due_ms is not None and entry.workflow_id not in self._due:
                     self.arm(entry.workflow_id, due_ms)
             if len(found) < limit or limit >= _PAGE_MAX:

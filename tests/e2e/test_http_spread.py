@@ -20,6 +20,7 @@ from cluster.node.executors.scripts import check_javascript
 from cluster.settings import Settings
 from cluster.sharding.mail import Mail
 from cluster.store.memory import open_memory
+from cluster.store.memory.leases import MemoryLeases, MemoryMembership
 from cluster.store.memory.queues import MemoryTaskQueues
 from cluster.store.ports import Stores
 from cluster.store.sql import open_sqlite
@@ -208,6 +209,8 @@ async def node_over(stores: Stores, session: aiohttp.ClientSession) -> AsyncIter
         Settings(store_url="memory://", shard_count=SHARDS, port=0),
         stores,
         MemoryTaskQueues(),
+        MemoryLeases(),
+        MemoryMembership(clock),
         is_alone=True,
         scripts=_NoScripts(),
         check_javascript=check_javascript,

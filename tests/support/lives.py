@@ -25,6 +25,7 @@ from cluster.node.router import Router, StartWorkflow
 from cluster.settings import Settings
 from cluster.sharding.dispatch import ScriptFailed
 from cluster.store.memory import open_memory
+from cluster.store.memory.leases import MemoryLeases, MemoryMembership
 from cluster.store.memory.queues import MemoryTaskQueues
 from cluster.store.ports import Stores
 from tests.support.virtual_time import VirtualClock
@@ -146,6 +147,8 @@ class Life:
             self._settings,
             mortal,
             self.queues,
+            MemoryLeases(),
+            MemoryMembership(clock),
             is_alone=True,
             scripts=self.scripts,
             check_javascript=lambda _: None,

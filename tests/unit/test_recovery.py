@@ -100,7 +100,7 @@ def test_a_task_that_nobody_polled_is_offered_once() -> None:
 
     async def second(life: Life) -> None:
         await life.recovered()
-        await life.parts.recovery.run()
+        await life.parts.recovery.run(tuple(life.parts.shards.epochs))
         [task] = await life.poll("t_a")
         assert task["workflowInstanceId"] == ids[0]
         assert task["pollCount"] == 1
