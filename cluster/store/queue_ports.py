@@ -5,10 +5,14 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from cluster.ids import TaskId
+from cluster.ids import ShardId, TaskId
 
 Wake = Callable[[str, int], None]
 """Called with a queue's name and the Unix ms from which a pop may find something (0 = now)."""
+
+
+HAND_OUT_MS = 30_000
+"""A task that was handed out and of which nothing was heard for this long: its owner is asked."""
 
 
 class QueueItem(msgspec.Struct, frozen=True, gc=False):
@@ -115,5 +119,29 @@ class TaskQueues(Protocol):
         """Depth of the named queues, or of all that hold a task; unknown ones are empty."""
 
     def watch(self, wake: Wake) -> None:
-        """From now on call `wake` whenever a pop may find what an earlier one did not: a push, a
-        slot that frees, a task handed back. A wake may be in vain; a missed one only delays."""
+        """From now on call `wake` too whenever a pop may find what an earlier one did not: a push,
+        a slot that frees, a task handed back. A wake may be in vain; a missed one only delays."""
+
+
+class QueueUpkeep(Protocol):
+    """What owners do so that the queues agree with the store, beyond their pushes.
+
+    Implemented by whatever implements TaskQueues; raises as that does.
+    """
+
+    async def expired(self, *, now_ms: int, count: int) -> Mapping[str, Mapping[TaskId, int]]:
+        """Some tasks (queue → id → delivery) that `pop` has handed out, HAND_OUT_MS ago or more,
+        and that nobody has acknowledged, handed back, pushed or held since.
+
+        Ask their owners, who acknowledge them, hold them or hand them back. Each is told once
+        in HAND_OUT_MS, to one caller.
+        """
+
+    async def generation(self) -> str:
+        """Another one than before: some or all of what was in the queues may be lost. Every owner
+        pushes and holds again what is open in its shards, then says so by `counted`."""
+
+    async def counted(self, generation: str, shards: Sequence[ShardId]) -> None:
+        """All that is open in these shards was pushed and held since `generation` began; ignored
+        if that is over. Until it was said of all shards, a type with a concurrency limit hands out
+        nothing: nobody knows how many workers are at it."""

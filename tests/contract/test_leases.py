@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from cluster.clock import Clock, SystemClock
 from cluster.store.lease_ports import Leases, Member, Membership
 from cluster.store.memory.leases import MemoryLeases, MemoryMembership
 from cluster.store.ports import LogId
+from tests.support import redis
 
 A, B = LogId("node-a/1"), LogId("node-b/1")
 ANN = Member("node-a", A, "10.0.0.1:7001", "serving", 256, "1.0", 1_800_000_000_000)
@@ -28,8 +30,17 @@ async def open_memory() -> AsyncIterator[SignsOfLife]:
     yield SignsOfLife(MemoryLeases(), MemoryMembership(SystemClock()))
 
 
+@asynccontextmanager
+async def open_redis(kind: str) -> AsyncIterator[SignsOfLife]:
+    async with redis.opened(kind) as stores:
+        yield SignsOfLife(stores.leases, stores.membership)
+
+
 OpenLife = Callable[[], AbstractAsyncContextManager[SignsOfLife]]
-OPEN_LIFE: dict[str, OpenLife] = {"memory": open_memory}
+OPEN_LIFE: dict[str, OpenLife] = {
+    "memory": open_memory,
+    **{kind: partial(open_redis, kind) for kind in redis.KINDS},
+}
 
 
 @pytest_asyncio.fixture(params=OPEN_LIFE)

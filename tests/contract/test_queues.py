@@ -1,9 +1,12 @@
 """What every implementation of TaskQueues keeps, whatever comes in whatever order."""
 
 import asyncio
+import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Protocol
 
 import hypothesis.strategies as st
 import msgspec
@@ -19,20 +22,45 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from cluster.ids import TaskId
+from cluster.ids import ShardId, TaskId
 from cluster.store.memory.queues import MemoryTaskQueues
-from cluster.store.queue_ports import Limits, QueueItem, QueueSize, TaskQueues, queue_name
+from cluster.store.queue_ports import (
+    HAND_OUT_MS,
+    Limits,
+    QueueItem,
+    QueueSize,
+    QueueUpkeep,
+    TaskQueues,
+    queue_name,
+)
+from tests.support import redis
 
 T0 = 1_800_000_000_000
 
 
+class Queues(TaskQueues, QueueUpkeep, Protocol):
+    """What every implementation is."""
+
+
+class OpenQueues(Protocol):
+    def __call__(self, shard_count: int = 0) -> AbstractAsyncContextManager[Queues]: ...
+
+
 @asynccontextmanager
-async def open_memory() -> AsyncIterator[TaskQueues]:
-    yield MemoryTaskQueues()
+async def open_memory(shard_count: int = 0) -> AsyncIterator[Queues]:
+    yield MemoryTaskQueues(shard_count=shard_count)
 
 
-OpenQueues = Callable[[], AbstractAsyncContextManager[TaskQueues]]
-OPEN_QUEUES: dict[str, OpenQueues] = {"memory": open_memory}
+@asynccontextmanager
+async def open_redis(kind: str, shard_count: int = 0) -> AsyncIterator[Queues]:
+    async with redis.opened(kind, shard_count=shard_count) as stores:
+        yield stores.queues
+
+
+OPEN_QUEUES: dict[str, OpenQueues] = {
+    "memory": open_memory,
+    **{kind: partial(open_redis, kind) for kind in redis.KINDS},
+}
 
 
 @pytest.fixture(params=OPEN_QUEUES)
@@ -41,7 +69,7 @@ def open_queues(request: pytest.FixtureRequest) -> OpenQueues:
 
 
 @pytest_asyncio.fixture
-async def queues(open_queues: OpenQueues) -> AsyncIterator[TaskQueues]:
+async def queues(open_queues: OpenQueues) -> AsyncIterator[Queues]:
     async with open_queues() as queues:
         yield queues
 
@@ -51,7 +79,7 @@ def item(name: str, *, delivery: int = 1, priority: int = 0, due_ms: int = T0) -
 
 
 async def pop(
-    queues: TaskQueues,
+    queues: Queues,
     queue: str = "mail",
     *,
     count: int = 100,
@@ -67,7 +95,7 @@ def ids(*names: str) -> list[TaskId]:
 
 
 @pytest.mark.asyncio
-async def test_a_task_comes_out_once_as_it_went_in(queues: TaskQueues) -> None:
+async def test_a_task_comes_out_once_as_it_went_in(queues: Queues) -> None:
     pushed = QueueItem(TaskId("a"), 3, 7, T0 - 5, b'{"x":"\xc3\xa9"', "plan", incomplete=True)
     await queues.push({"mail": [pushed]}, now_ms=T0)
     assert (await queues.pop("mail", count=5, now_ms=T0)).items == [pushed]
@@ -75,7 +103,7 @@ async def test_a_task_comes_out_once_as_it_went_in(queues: TaskQueues) -> None:
 
 
 @pytest.mark.asyncio
-async def test_priority_then_due_time_then_order_of_arrival(queues: TaskQueues) -> None:
+async def test_priority_then_due_time_then_order_of_arrival(queues: Queues) -> None:
     await queues.push({"mail": [item("a"), item("b"), item("c", priority=9)]}, now_ms=T0)
     await queues.push({"mail": [item("d", due_ms=T0 - 7), item("e"), item("f")]}, now_ms=T0)
     await queues.push({"mail": [item("g", priority=9, due_ms=T0 - 1)]}, now_ms=T0)
@@ -84,7 +112,7 @@ async def test_priority_then_due_time_then_order_of_arrival(queues: TaskQueues) 
 
 @pytest.mark.asyncio
 async def test_one_call_serves_many_queues_and_a_domain_is_a_queue_of_its_own(
-    queues: TaskQueues,
+    queues: Queues,
 ) -> None:
     home, away = queue_name("mail", None), queue_name("mail", "away")
     await queues.push({home: [item("a")], away: [item("b")]}, now_ms=T0)
@@ -94,7 +122,7 @@ async def test_one_call_serves_many_queues_and_a_domain_is_a_queue_of_its_own(
 
 
 @pytest.mark.asyncio
-async def test_a_delayed_task_comes_when_it_is_due(queues: TaskQueues) -> None:
+async def test_a_delayed_task_comes_when_it_is_due(queues: Queues) -> None:
     await queues.push({"mail": [item("a", due_ms=T0 + 50), item("b")]}, now_ms=T0)
     first = await queues.pop("mail", count=5, now_ms=T0)
     assert [i.task_id for i in first.items] == ["b"]
@@ -104,7 +132,7 @@ async def test_a_delayed_task_comes_when_it_is_due(queues: TaskQueues) -> None:
 
 
 @pytest.mark.asyncio
-async def test_the_higher_delivery_wins_wherever_the_task_is(queues: TaskQueues) -> None:
+async def test_the_higher_delivery_wins_wherever_the_task_is(queues: Queues) -> None:
     await queues.push({"mail": [item("a", delivery=2)]}, now_ms=T0)
     await queues.push({"mail": [item("a", delivery=2, due_ms=0), item("a", delivery=1)]}, now_ms=T0)
     assert (await queues.pop("mail", count=5, now_ms=T0)).items == [item("a", delivery=2)]
@@ -117,7 +145,7 @@ async def test_the_higher_delivery_wins_wherever_the_task_is(queues: TaskQueues)
 
 
 @pytest.mark.asyncio
-async def test_what_is_handed_back_comes_before_its_equals(queues: TaskQueues) -> None:
+async def test_what_is_handed_back_comes_before_its_equals(queues: Queues) -> None:
     await queues.push({"mail": [item("a"), item("b"), item("c", priority=5)]}, now_ms=T0)
     await queues.push({"mail": [item("d"), item("e")]}, now_ms=T0)
     first = (await queues.pop("mail", count=3, now_ms=T0)).items
@@ -126,7 +154,7 @@ async def test_what_is_handed_back_comes_before_its_equals(queues: TaskQueues) -
 
 
 @pytest.mark.asyncio
-async def test_nobody_hands_back_what_is_not_his_any_more(queues: TaskQueues) -> None:
+async def test_nobody_hands_back_what_is_not_his_any_more(queues: Queues) -> None:
     await queues.push({"mail": [item("a"), item("b")]}, now_ms=T0)
     mine = (await queues.pop("mail", count=5, now_ms=T0)).items
     await queues.push({"mail": [item("a", delivery=2)]}, now_ms=T0)
@@ -137,7 +165,7 @@ async def test_nobody_hands_back_what_is_not_his_any_more(queues: TaskQueues) ->
 
 
 @pytest.mark.asyncio
-async def test_an_acknowledged_task_is_gone_from_everywhere(queues: TaskQueues) -> None:
+async def test_an_acknowledged_task_is_gone_from_everywhere(queues: Queues) -> None:
     await queues.push({"mail": [item("a"), item("b"), item("c", due_ms=T0 + 9)]}, now_ms=T0)
     assert await pop(queues, count=1) == ["a"]
     await queues.acknowledge({"mail": ids("a", "b", "c", "unknown"), "unknown": ids("x")})
@@ -146,7 +174,7 @@ async def test_an_acknowledged_task_is_gone_from_everywhere(queues: TaskQueues) 
 
 
 @pytest.mark.asyncio
-async def test_slots_are_counted_over_all_domains(queues: TaskQueues) -> None:
+async def test_slots_are_counted_over_all_domains(queues: Queues) -> None:
     two = Limits(concurrent=2)
     await queues.push({"mail": [item("a"), item("b")], "x:mail": [item("c")]}, now_ms=T0)
     assert await pop(queues, "x:mail", limits=two) == ["c"]
@@ -157,7 +185,7 @@ async def test_slots_are_counted_over_all_domains(queues: TaskQueues) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_task_that_comes_back_with_a_delay_frees_its_slot(queues: TaskQueues) -> None:
+async def test_a_task_that_comes_back_with_a_delay_frees_its_slot(queues: Queues) -> None:
     one = Limits(concurrent=1)
     await queues.push({"mail": [item("a"), item("b")]}, now_ms=T0)
     assert await pop(queues, limits=one) == ["a"]
@@ -168,7 +196,7 @@ async def test_a_task_that_comes_back_with_a_delay_frees_its_slot(queues: TaskQu
 
 @pytest.mark.asyncio
 async def test_tasks_held_since_before_a_restart_take_slots_even_beyond_the_limit(
-    queues: TaskQueues,
+    queues: Queues,
 ) -> None:
     two = Limits(concurrent=2)
     await queues.hold({"mail": {TaskId("a"): 1, TaskId("b"): 4}, "x:mail": {TaskId("c"): 1}})
@@ -180,7 +208,7 @@ async def test_tasks_held_since_before_a_restart_take_slots_even_beyond_the_limi
 
 
 @pytest.mark.asyncio
-async def test_tasks_handed_out_before_there_was_a_limit_take_slots(queues: TaskQueues) -> None:
+async def test_tasks_handed_out_before_there_was_a_limit_take_slots(queues: Queues) -> None:
     await queues.push({"mail": [item("a"), item("b"), item("c")]}, now_ms=T0)
     assert await pop(queues, count=2) == ["a", "b"]
     assert await pop(queues, limits=Limits(concurrent=2)) == []
@@ -188,7 +216,7 @@ async def test_tasks_handed_out_before_there_was_a_limit_take_slots(queues: Task
 
 
 @pytest.mark.asyncio
-async def test_a_task_that_waits_moves_to_its_worker_by_hold(queues: TaskQueues) -> None:
+async def test_a_task_that_waits_moves_to_its_worker_by_hold(queues: Queues) -> None:
     await queues.push({"mail": [item("a"), item("b")]}, now_ms=T0)
     await queues.hold({"mail": {TaskId("a"): 1}})
     assert await pop(queues) == ["b"]
@@ -196,7 +224,7 @@ async def test_a_task_that_waits_moves_to_its_worker_by_hold(queues: TaskQueues)
 
 
 @pytest.mark.asyncio
-async def test_no_window_holds_more_than_the_rate(queues: TaskQueues) -> None:
+async def test_no_window_holds_more_than_the_rate(queues: Queues) -> None:
     limits = Limits(rate=2, rate_window_ms=100)
     await queues.push({"mail": [item(str(n)) for n in range(9)]}, now_ms=T0)
     assert await pop(queues, limits=limits, count=1) == ["0"]
@@ -214,7 +242,7 @@ async def test_no_window_holds_more_than_the_rate(queues: TaskQueues) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_clock_set_back_costs_a_rate_window_not_the_difference(queues: TaskQueues) -> None:
+async def test_a_clock_set_back_costs_a_rate_window_not_the_difference(queues: Queues) -> None:
     limits = Limits(rate=1, rate_window_ms=100)
     await queues.push({"mail": [item("a", due_ms=0), item("b", due_ms=0)]}, now_ms=T0)
     assert await pop(queues, limits=limits) == ["a"]
@@ -223,7 +251,7 @@ async def test_a_clock_set_back_costs_a_rate_window_not_the_difference(queues: T
 
 
 @pytest.mark.asyncio
-async def test_no_domain_starves_the_others_of_slots(queues: TaskQueues) -> None:
+async def test_no_domain_starves_the_others_of_slots(queues: Queues) -> None:
     one = Limits(concurrent=1)
     lanes = ["mail", "x:mail", "y:mail"]
     await queues.push({q: [item(f"{q}{n}") for n in range(9)] for q in lanes}, now_ms=T0)
@@ -244,7 +272,7 @@ async def test_no_domain_starves_the_others_of_slots(queues: TaskQueues) -> None
 
 
 @pytest.mark.asyncio
-async def test_sizes_tell_depth_and_age(queues: TaskQueues) -> None:
+async def test_sizes_tell_depth_and_age(queues: Queues) -> None:
     await queues.push(
         {"mail": [item("a"), item("b", priority=3), item("c", due_ms=T0 - 5)]}, now_ms=T0
     )
@@ -254,6 +282,102 @@ async def test_sizes_tell_depth_and_age(queues: TaskQueues) -> None:
     assert await queues.sizes(["nothing"]) == {"nothing": QueueSize(0, 0, None)}
     await pop(queues, count=2)
     assert await queues.sizes() == {"mail": QueueSize(1, 3, T0 + 5)}
+
+
+@pytest.mark.asyncio
+async def test_a_pop_that_was_given_up_has_taken_nothing(queues: Queues) -> None:
+    await queues.push({"mail": [item("a"), item("b")]}, now_ms=T0)
+    for turns in range(6):
+        asked = asyncio.create_task(queues.pop("mail", count=5, now_ms=T0))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        asked.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await queues.hand_back("mail", (await asked).items)
+    got: list[str] = []
+    for _ in range(500):
+        # What was on its way when it was given up comes back a moment later.
+        got += await pop(queues)
+        if len(got) == 2:
+            break
+        await asyncio.sleep(0.01)
+    assert sorted(got) == ["a", "b"]
+
+
+@pytest.mark.asyncio
+async def test_of_hand_outs_nobody_spoke_of_the_owner_is_asked_in_time(queues: Queues) -> None:
+    names = ["acknowledged", "back", "held", "pushed", "silent", "waits"]
+    await queues.push({"mail": [item(name) for name in names[:-1]]}, now_ms=T0)
+    await queues.push({"bill": [item("silent")]}, now_ms=T0)
+    mine = (await queues.pop("mail", count=9, now_ms=T0)).items
+    await queues.pop("bill", count=9, now_ms=T0 + 5)
+    await queues.push({"mail": [item("waits")]}, now_ms=T0)
+    await queues.acknowledge({"mail": ids("acknowledged")})
+    await queues.hand_back("mail", [one for one in mine if one.task_id == "back"])
+    await queues.hold({"mail": {TaskId("held"): 1}})
+    await queues.push({"mail": [item("pushed", delivery=2)]}, now_ms=T0)
+    assert await queues.expired(now_ms=T0 + HAND_OUT_MS - 1, count=9) == {}
+    assert await queues.expired(now_ms=T0 + HAND_OUT_MS, count=9) == {"mail": {"silent": 1}}
+    later_ms = T0 + HAND_OUT_MS + 5
+    assert await queues.expired(now_ms=later_ms, count=9) == {"bill": {"silent": 1}}
+    assert await queues.expired(now_ms=later_ms, count=9) == {}
+    await queues.acknowledge({"mail": ids("silent")})
+    again_ms = later_ms + HAND_OUT_MS
+    assert await queues.expired(now_ms=again_ms, count=9) == {"bill": {"silent": 1}}
+
+
+@pytest.mark.asyncio
+async def test_an_owner_who_says_that_nobody_has_it_sees_it_go_out_again(queues: Queues) -> None:
+    await queues.push({"mail": [item("a")]}, now_ms=T0)
+    await pop(queues)
+    await queues.expired(now_ms=T0 + HAND_OUT_MS, count=9)
+    await queues.hand_back("mail", [item("a")])
+    assert await pop(queues, now_ms=T0 + HAND_OUT_MS) == ["a"]
+
+
+@pytest.mark.asyncio
+async def test_many_hand_outs_are_asked_for_in_portions(queues: Queues) -> None:
+    names = {f"t{n}" for n in range(25)}
+    await queues.push({"mail": [item(name) for name in names]}, now_ms=T0)
+    await pop(queues)
+    asked: list[str] = []
+    for _ in range(5):
+        found = await queues.expired(now_ms=T0 + HAND_OUT_MS, count=5)
+        asked += found["mail"]
+    assert len(asked) == 25
+    assert set(asked) == names
+
+
+@pytest.mark.asyncio
+async def test_limits_hand_out_nothing_until_all_shards_are_counted(
+    open_queues: OpenQueues,
+) -> None:
+    one, shards = Limits(concurrent=1), [ShardId(n) for n in range(4)]
+    async with open_queues(4) as queues:
+        await queues.push({"mail": [item("a")], "bill": [item("b")]}, now_ms=T0)
+        generation = await queues.generation()
+        assert await queues.generation() == generation
+        assert await pop(queues, "bill") == ["b"], "without a limit nobody waits"
+        popped = await queues.pop("mail", count=5, now_ms=T0, limits=one)
+        assert (popped.items, popped.cut_by) == ([], "concurrent")
+        assert popped.again_ms is not None
+        assert T0 < popped.again_ms <= T0 + 1000
+        await queues.counted(generation, shards[:3])
+        await queues.counted(generation, shards[:3])
+        assert await pop(queues, limits=one) == []
+        await queues.counted(generation, shards[3:])
+        assert await pop(queues, limits=one) == ["a"]
+
+
+@pytest.mark.asyncio
+async def test_everyone_who_watches_is_woken(queues: Queues) -> None:
+    first: list[str] = []
+    second: list[str] = []
+    queues.watch(lambda queue, at_ms: first.append(queue))
+    queues.watch(lambda queue, at_ms: second.append(queue))
+    assert await pop(queues) == []
+    await queues.push({"mail": [item("a")]}, now_ms=T0)
+    assert first == second == ["mail"]
 
 
 TYPES = {"mail": ["mail", "x:mail"], "bill": ["bill"]}
@@ -305,7 +429,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.limits: dict[str, Limits | None] = {}
         self.in_hand: list[tuple[str, QueueItem]] = []
 
-    async def enter(self) -> TaskQueues:
+    async def enter(self) -> Queues:
         return await self.context.__aenter__()
 
     def teardown(self) -> None:
@@ -428,14 +552,16 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 def test_random_calls_agree_with_a_list(open_queues: OpenQueues) -> None:
+    # Every call to a server takes its time.
+    examples = 150 if open_queues is open_memory else 30
     machine = type("Machine", (QueueMachine,), {"open_queues": staticmethod(open_queues)})
     run_state_machine_as_test(
-        machine, settings=settings(max_examples=150, stateful_step_count=40, deadline=None)
+        machine, settings=settings(max_examples=examples, stateful_step_count=40, deadline=None)
     )
 
 
 @pytest.mark.asyncio
-async def test_ten_thousand_tasks_through_many_hands(queues: TaskQueues) -> None:
+async def test_ten_thousand_tasks_through_many_hands(queues: Queues) -> None:
     """Priorities, delays, replaced and cancelled tasks, hand-backs: in order, once, all."""
     tasks = [item(f"t{n}", priority=n * 7 % 3, due_ms=T0 + n * 7919 % 1000) for n in range(10_000)]
     for start in range(0, 10_000, 100):

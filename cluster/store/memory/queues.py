@@ -12,24 +12,39 @@ from collections.abc import Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import repeat
 
-from cluster.ids import TaskId
-from cluster.store.queue_ports import Limits, Popped, QueueItem, QueueSize, Wake, task_type_of
+from cluster.ids import ShardId, TaskId
+from cluster.store.queue_ports import (
+    HAND_OUT_MS,
+    Limits,
+    Popped,
+    QueueItem,
+    QueueSize,
+    Wake,
+    task_type_of,
+)
 
 _IDLE_LANES = 64
 _GHOSTS = 64
 _NEVER = 1 << 62
+_COUNTING_MS = 250
+"""How often a poll looks whether the tasks in workers' hands were counted after a loss."""
 _NOTHING_SIZE = QueueSize(0, 0, None)
 
 
 class MemoryTaskQueues:
-    """TaskQueues for one event loop: no call ever suspends."""
+    """TaskQueues and QueueUpkeep for one event loop: no call ever suspends."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shard_count: int = 0) -> None:
+        """`shard_count` shards must be counted before concurrency limits hand anything out."""
+        self._shard_count = shard_count
         self._lanes: dict[str, _Lane] = {}
         self._groups: dict[str, _Group] = {}
         self._sweep_at = _IDLE_LANES
         self._now_ms = 0
         self._wake: Wake = lambda queue, at_ms: None
+        self._watchers: list[Wake] = []
+        self._losses = 0
+        self._counted: set[ShardId] = set()
 
     async def push(self, batch: Mapping[str, Sequence[QueueItem]], *, now_ms: int) -> None:
         self._now_ms = now_ms
@@ -54,6 +69,11 @@ class MemoryTaskQueues:
             items = lane.take(count, now_ms)
             lane.group.held += len(items)
             return Popped(items, lane.next_ms())
+        if limits.concurrent is not None and len(self._counted) < self._shard_count:
+            next_ms = lane.next_ms()
+            if next_ms is None or next_ms > now_ms:
+                return Popped([], next_ms)
+            return Popped([], now_ms + _COUNTING_MS, "concurrent")
         return self._pop_within(limits, lane, count, now_ms)
 
     def _pop_within(self, limits: Limits, lane: "_Lane", count: int, now_ms: int) -> Popped:
@@ -113,7 +133,34 @@ class MemoryTaskQueues:
         return {name: lanes[name].size() if name in lanes else _NOTHING_SIZE for name in queues}
 
     def watch(self, wake: Wake) -> None:
-        self._wake = wake
+        self._watchers.append(wake)
+        self._wake = wake if len(self._watchers) == 1 else self._wake_all
+
+    def _wake_all(self, queue: str, at_ms: int) -> None:
+        for wake in self._watchers:
+            wake(queue, at_ms)
+
+    async def expired(self, *, now_ms: int, count: int) -> dict[str, dict[TaskId, int]]:
+        found: dict[str, dict[TaskId, int]] = {}
+        for queue, lane in self._lanes.items():
+            if count > 0 and (expired := lane.expired(now_ms, count)):
+                found[queue] = expired
+                count -= len(expired)
+        return found
+
+    async def generation(self) -> str:
+        return str(self._losses)
+
+    async def counted(self, generation: str, shards: Sequence[ShardId]) -> None:
+        if generation == str(self._losses):
+            self._counted.update(shards)
+
+    def lose(self) -> None:
+        """Forget everything, as a server does that was flushed."""
+        self._lanes.clear()
+        self._groups.clear()
+        self._counted.clear()
+        self._losses += 1
 
     def _free(self, group: "_Group", slots: int) -> None:
         group.held -= slots
@@ -206,6 +253,7 @@ class _Lane:
         "by_priority",
         "ghosts",
         "group",
+        "handed",
         "held",
         "levels",
         "queue",
@@ -219,6 +267,9 @@ class _Lane:
         self.waiting: dict[TaskId, QueueItem] = {}
         self.held: dict[TaskId, int] = {}
         """Task → the delivery that is in a worker's hands; the payload is not needed any more."""
+        self.handed: dict[TaskId, int] = {}
+        """Of these, when each was handed out, the earliest first; without those whose owner has
+        said that a worker has them."""
         self.levels: list[_Level] = []
         self.by_priority: dict[int, _Level] = {}
         self.ghosts = 0
@@ -244,6 +295,7 @@ class _Lane:
                 if item.delivery <= held[task_id]:
                     continue
                 del held[task_id]
+                self.handed.pop(task_id, None)
                 freed += 1
             waiting[task_id] = item
             level = by_priority.get(item.priority)
@@ -275,6 +327,7 @@ class _Lane:
                     heappop(level.late)
                 del waiting[item.task_id]
                 held[item.task_id] = item.delivery
+                self.handed[item.task_id] = now_ms
                 taken.append(item)
         return taken
 
@@ -291,6 +344,7 @@ class _Lane:
         for item in items:
             if self.held.get(item.task_id) == item.delivery:
                 del self.held[item.task_id]
+                self.handed.pop(item.task_id, None)
                 self.waiting[item.task_id] = item
                 self.returns += 1
                 level = self.by_priority.get(item.priority) or self._level(item.priority)
@@ -299,11 +353,12 @@ class _Lane:
 
     def forget(self, task_ids: Iterable[TaskId]) -> int:
         """Slots freed."""
-        held, waiting = self.held, self.waiting
+        held, waiting, handed = self.held, self.waiting, self.handed
         freed = 0
         for task_id in task_ids:
             if task_id in held:
                 del held[task_id]
+                handed.pop(task_id, None)
                 freed += 1
             elif task_id in waiting:
                 del waiting[task_id]
@@ -318,8 +373,21 @@ class _Lane:
             if self.waiting.pop(task_id, None) is not None:
                 self.ghosts += 1
             self.held[task_id] = delivery
+            self.handed.pop(task_id, None)
         self._compact()
         return len(self.held) - before
+
+    def expired(self, now_ms: int, count: int) -> dict[TaskId, int]:
+        """Hand-outs of which nothing was heard; each counts as handed out again."""
+        found: dict[TaskId, int] = {}
+        for task_id, at_ms in self.handed.items():
+            if at_ms > now_ms - HAND_OUT_MS or len(found) >= count:
+                break
+            found[task_id] = self.held[task_id]
+        for task_id in found:
+            del self.handed[task_id]
+            self.handed[task_id] = now_ms
+        return found
 
     def unknown(self, task_ids: Iterable[TaskId]) -> Iterable[TaskId]:
         known, held = self.waiting, self.held
