@@ -20,6 +20,7 @@ from aiohttp.http import RawRequestMessage
 from cluster.errors import ClusterError, InvalidRequest, Overloaded, ValidationFailed
 from cluster.logs import get_log
 from cluster.metrics import Counter, Histogram, Metrics
+from cluster.node.reply import Reply, may_reply
 
 log = get_log(__name__)
 
@@ -230,7 +231,7 @@ class Edge:
         """What a runner of aiohttp serves."""
         return _Server(self.handle, request_factory=self._request, refuse=self._error)
 
-    async def handle(self, request: web.BaseRequest) -> web.Response:
+    async def handle(self, request: web.BaseRequest) -> web.Response | Reply:
         """Answer one request, whatever happens."""
         started = self._loop.time()
         path = request.raw_path.partition("?")[0]
@@ -249,7 +250,12 @@ class Edge:
                 answer = await bound.handler(Call(request, named, body))
             else:
                 answer = await bound.handler(Call(request, _NO_NAMES, body))
-            response = _response(answer)
+            if answer.body and answer.status == 200 and may_reply(request) and not self.closing:
+                response: web.Response | Reply = Reply(
+                    answer.body, answer.content_type, int(started)
+                )
+            else:
+                response = _response(answer)
         except Exception as error:  # noqa: BLE001 - the HTTP edge: nothing else may answer
             response = self._failed(error, bound.route)
         status = response.status
@@ -260,7 +266,7 @@ class Edge:
             )
         counter.inc()
         bound.duration.observe(self._loop.time() - started)
-        if self.closing:
+        if self.closing and isinstance(response, web.Response):
             response.force_close()
         return response
 
@@ -323,6 +329,10 @@ class Edge:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             # Not yet the answer: an error may still be answered in full.
             request.writer.output_size = 0
+        content = request.content
+        if content.is_eof() and content.total_bytes <= self._body_bytes_max:
+            # All of it came with the headers, as small bodies do.
+            return content.read_nowait()
         return await request.read()
 
     def _request(
@@ -349,7 +359,7 @@ class _Server(web.Server):
 
     def __init__(
         self,
-        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        handler: Callable[[web.BaseRequest], Awaitable[Any]],
         *,
         request_factory: Any,
         refuse: Callable[[int, str], web.Response],

@@ -111,6 +111,8 @@ class PollDesk:
         self._parked = metrics.polls_parked.of()
         self._closed = False
         self._counts_holds = counts_holds
+        # Asked for once: to look up the running loop costs a system call.
+        self._loop = asyncio.get_running_loop()
         queues.watch(self._wake)
 
     async def poll(
@@ -209,7 +211,7 @@ class PollDesk:
         """True with the line's turn, False when time is up or the desk closes."""
         if waiting.over or self._closed:
             return False
-        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        turn: asyncio.Future[bool] = self._loop.create_future()
         waiting.turn = turn
         line.enter(waiting, front=front)
         self._deadlines.add(waiting)

@@ -92,6 +92,8 @@ class CommitLog(Generic[E]):
         self._full: deque[_Entry[E]] = deque()
         self._pending: dict[int, _Entry[E]] = {}
         self._wake: asyncio.Future[None] | None = None
+        # Asked for once: to look up the running loop costs a system call.
+        self._loop = asyncio.get_running_loop()
         self._lost: Fenced | None = None
         self.proved_ms = _NEVER_MS
         """Monotonic time before the last append (or fence read) that found the log open."""
@@ -127,7 +129,7 @@ class CommitLog(Generic[E]):
         if self._lost is not None:
             raise self._lost
         # A future per waiter: one that gives up must not take the others with it.
-        waiter = asyncio.get_running_loop().create_future()
+        waiter = self._loop.create_future()
         self._pending[position].waiters.append(waiter)
         await waiter
 
@@ -149,7 +151,7 @@ class CommitLog(Generic[E]):
             while True:
                 entry = self._take()
                 if entry is None:
-                    self._wake = asyncio.get_running_loop().create_future()
+                    self._wake = self._loop.create_future()
                     await self._wake
                 else:
                     await self._append(entry)

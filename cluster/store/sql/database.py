@@ -171,6 +171,7 @@ class Database:
             connection.execute("PRAGMA journal_mode = WAL")
             # FULL syncs the WAL at every commit: what was acknowledged survives a power cut.
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA secure_delete = OFF")
             connection.execute(f"PRAGMA cache_size = -{_CACHE_KB}")
         return connection
 
