@@ -3,8 +3,9 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Callable
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import orjson
@@ -23,6 +24,8 @@ from tests.chaos.ledger import Ledger
 PRODUCERS = 40
 POLLERS = 2
 """Per task type."""
+TIMEOUT_S = 15.0
+"""Of a request."""
 
 GIVE_UP_S = 5.0
 """From hand-over to the last attempt to report: well within the response timeout."""
@@ -39,11 +42,27 @@ _LOST = (aiohttp.ClientError, TimeoutError, ConnectionError)
 """No answer: what was asked for may have happened or not."""
 
 
+class Asked(NamedTuple):
+    """One request, and what became of it."""
+
+    what: str
+    url: str
+    sent_s: float
+    """By the loop's clock."""
+    took_s: float
+    status: int
+    """0: it never got an answer."""
+
+
 class Load:
     """Keeps about `open_target` workflows open. `seed` decides what is started, in which order."""
 
-    def __init__(self, url: str, ledger: Ledger, *, seed: int, open_target: int) -> None:
-        self.url = url
+    def __init__(
+        self, pick: Callable[[], str], ledger: Ledger, *, seed: int, open_target: int
+    ) -> None:
+        """`pick` chooses where the next request goes: the address of a node."""
+        self._pick = pick
+        self.asked: list[Asked] = []
         self.open_target = open_target
         self.in_flight: Counter[str] = Counter()
         """Requests sent and not answered: start, update, poll, terminate."""
@@ -76,18 +95,19 @@ class Load:
 
     async def register(self) -> None:
         """Register all definitions."""
+        url = self._pick()
         async with aiohttp.ClientSession() as session:
             for path, body in (
                 ("/api/metadata/taskdefs", task_definitions()),
                 *(("/api/metadata/workflow", body) for body in workflow_definitions()),
             ):
-                async with session.post(self.url + path, json=body) as response:
+                async with session.post(url + path, json=body) as response:
                     assert response.status == 200, await response.text()
 
     async def run(self) -> None:
         """Start and work off workflows until cancelled."""
         connector = aiohttp.TCPConnector(limit=0)
-        timeout = aiohttp.ClientTimeout(total=20, sock_connect=5)
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S, sock_connect=5)
         async with (
             aiohttp.ClientSession(connector=connector, timeout=timeout) as self._session,
             asyncio.TaskGroup() as self._group,
@@ -223,19 +243,25 @@ class Load:
     async def _call(self, what: str, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
         """(HTTP status, body) of an answer that came whole; (0, b"") for one that did not."""
         self.in_flight[what] += 1
+        url = self._pick()
+        time_s = asyncio.get_running_loop().time
+        sent_s, status = time_s(), 0
         try:
             async with self._session.request(
                 method,
-                self.url + path,
+                url + path,
                 data=None if body is None else orjson.dumps(body),
                 headers={"Content-Type": "application/json"},
             ) as response:
-                return response.status, await response.read()
+                text = await response.read()
+                status = response.status
+                return status, text
         except _LOST:
             self.lost[what] += 1
             return 0, b""
         finally:
             self.in_flight[what] -= 1
+            self.asked.append(Asked(what, url, sent_s, time_s() - sent_s, status))
 
 
 def now_ms() -> int:

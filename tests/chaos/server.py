@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,13 @@ class Server:
     A context, so that whatever becomes of the test no process is left behind.
     """
 
-    def __init__(self, data: Path) -> None:
+    def __init__(
+        self, data: Path, *options: str, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.data = data
-        self.port = _free_port()
+        self.options = options
+        self.environment = environment or {}
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.lines: list[dict[str, Any]] = []
         """What the present process has logged, or the last one where none runs."""
@@ -51,6 +56,11 @@ class Server:
             await self.kill()
 
     @property
+    def is_running(self) -> bool:
+        """Whether there is a process, be it paused."""
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
@@ -63,10 +73,11 @@ class Server:
         podium = Path(sys.executable).parent / "podium"
         self._process = await asyncio.create_subprocess_exec(
             *(str(podium), "serve", "--port", str(self.port), "--data", str(self.data)),
+            *self.options,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **_ENVIRONMENT},
+            env={**os.environ, **_ENVIRONMENT, **self.environment},
         )
         stdout, stderr = self._process.stdout, self._process.stderr
         assert stdout is not None
@@ -103,6 +114,14 @@ class Server:
         """SIGTERM, which it obeys in order."""
         os.kill(self.pid, signal.SIGTERM)
         assert await self._gone() == 0, self.lines[-3:]
+
+    def pause(self) -> None:
+        """SIGSTOP: it stands still and knows nothing of it."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
 
     async def _gone(self) -> int:
         assert self._process is not None
@@ -143,7 +162,8 @@ class Server:
                 self._listening.set()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -199,7 +199,7 @@ async def test_kill_dash_nine_loses_nothing_and_repeats_nothing(tmp_path: Path, 
     data = tmp_path / "data"
     async with Server(data) as server:
         ledger = Ledger(tmp_path / "ledger")
-        load = Load(server.url, ledger, seed=SEED, open_target=OPEN_TARGET)
+        load = Load(lambda: server.url, ledger, seed=SEED, open_target=OPEN_TARGET)
         await server.spawn()
         await server.listening()
         await load.register()
