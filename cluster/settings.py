@@ -111,6 +111,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     link_port: Annotated[
         int, about("TCP port for the same; 0 takes a free one.", ge=0, le=65535)
     ] = 0
+    link_advertise: Annotated[
+        str,
+        about(
+            "`host:port` where other nodes reach `link_host` and `link_port`, if it is another "
+            "address than these: behind a proxy, in a container. Empty: these.",
+            pattern=r"^$|^\S+:[0-9]{1,5}$",
+        ),
+    ] = ""
     link_token: Annotated[
         str,
         about(
