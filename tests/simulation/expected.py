@@ -1,0 +1,28 @@
+"""What has to happen again and again in a run of many seeds."""
+
+from tests.simulation import faults
+
+KINDS = (
+    *(f"fault: {kind}" for kind in faults.KINDS),
+    *(
+        f"{service}: {what}"
+        for service in ("store", "redis")
+        for what in (
+            "slow",
+            "refused",
+            "request lost",
+            "answer lost",
+            "late",
+            "doubled",
+            "down",
+            "cut off",
+        )
+    ),
+    "takeover: by another node",
+    "takeover: by the same node",
+    "takeover: of nobody's shard",
+    "log: sealed",
+    "log: truncated",
+    "log: deleted",
+    "log: lost by a living process",
+)

@@ -1,0 +1,126 @@
+"""One seed, from the first start of a node to the verdict."""
+
+import time
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import structlog
+
+from tests.simulation.checkers import History, judge_run, read_history
+from tests.simulation.cluster import SHARD_COUNT, Cluster
+from tests.simulation.faults import Faults
+from tests.simulation.ledger import Ledger
+from tests.simulation.workload import Workload, register
+from tests.simulation.world import World
+
+FAULTS_S = 14.0
+"""How long clients start workflows and faults begin."""
+_CALM_AFTER_S = 4.0
+_PATIENCE_S = 90.0
+"""After the last fault; what has not ended by then is stuck."""
+_QUIET_S = 2.5
+"""A checkpoint, and some time for clients who have missed an answer."""
+
+
+@dataclass
+class Outcome:
+    """What came of a seed."""
+
+    seed: int
+    nodes: int
+    workflows: int
+    faults: list[str]
+    counts: dict[str, int]
+    digest: int
+    cpu_s: float
+    lines: list[str] = field(default_factory=list)
+
+
+def simulate(seed: int, *, trace: bool = False) -> Outcome:
+    """Run one seed."""
+    began_s = time.process_time()
+    draw = Random(seed)
+    nodes, workflows = draw.choice((3, 3, 4, 5, 7)), draw.randint(30, 36)
+    world = World(seed)
+    if trace:
+        world.lines = []
+    ledger, cluster = new_cluster(world, nodes)
+    workload = Workload(cluster, ledger, workflows=workflows, over_s=FAULTS_S)
+    workload.begin()
+    faults = Faults(cluster)
+    faults.schedule(draw.randint(3, 7), over_s=FAULTS_S)
+    world.run(lambda: False, until_s=world.now + FAULTS_S + _CALM_AFTER_S)
+    faults.stop()
+    found = end(world, cluster, ledger, workload)
+    return Outcome(
+        seed,
+        nodes,
+        workflows,
+        found,
+        world.counts,
+        world.digest,
+        time.process_time() - began_s,
+        world.lines or [],
+    )
+
+
+def new_cluster(world: World, nodes: int) -> tuple[Ledger, Cluster]:
+    """A cluster that is up and knows the definitions."""
+    _set_up_logs(world)
+    ledger = Ledger(world)
+    world.on_error = ledger.accuse
+    cluster = Cluster(world, ledger, [f"n{number}" for number in range(1, nodes + 1)])
+    for name in cluster.names:
+        cluster.start(name)
+    first = cluster.nodes["n1"]
+    world.run(lambda: first.is_up, until_s=30)
+    registering = first.process.spawn(register(first.node))
+    world.run(registering.done, until_s=60)
+    registering.result()
+    return ledger, cluster
+
+
+def end(world: World, cluster: Cluster, ledger: Ledger, workload: Workload) -> list[str]:
+    """Let everything come to its end without faults, and judge it."""
+    workload.is_calm = True
+    history = _wait(world, cluster, workload)
+    for run in history.open_runs():
+        ledger.accuse(f"workflow {run} is stuck")
+    showing = cluster.clients.spawn(workload.show_all(list(history.headers)))
+    world.run(showing.done, until_s=world.now + 60)
+    if not showing.done():
+        ledger.accuse("not every workflow can be read in the end")
+    present = showing.result() if showing.done() else {}
+    return judge_run(ledger, cluster.store.logs, history, present)
+
+
+def _wait(world: World, cluster: Cluster, workload: Workload) -> History:
+    deadline_s = world.now + _PATIENCE_S
+
+    def seems_over() -> bool:
+        return workload.producers_left == 0 and not cluster.store.open_workflows
+
+    while True:
+        world.run(seems_over, until_s=deadline_s)
+        world.run(lambda: False, until_s=world.now + _QUIET_S)
+        history = read_history(cluster.store.logs, SHARD_COUNT)
+        if (seems_over() and not history.open_runs()) or world.now > deadline_s:
+            return history
+
+
+def _set_up_logs(world: World) -> None:
+    """A defect that was caught and logged is a defect."""
+
+    def keep(_: Any, level: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        if event.get("exc_info"):
+            world.on_error(f"logged: {event}")
+        elif world.lines is not None:
+            world.lines.append(f"{world.now:10.4f} log {level} {event}")
+        raise structlog.DropEvent
+
+    structlog.configure(
+        processors=[keep],
+        wrapper_class=structlog.make_filtering_bound_logger(20 if world.lines is not None else 40),
+        cache_logger_on_first_use=False,
+    )
