@@ -14,7 +14,7 @@ MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check contract conformance conformance-record conformance-mutants e2e chaos bench services lock clean
+.PHONY: help setup run test check contract conformance conformance-record conformance-mutants e2e chaos bench bench-compare services lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ chaos: setup ## kill -9 under load, then count what was acknowledged
 bench: setup ## throughput, CPU per workflow, CPU per task as workflows grow; next to nothing else
 	@$(BIN)/python bench/embedded.py
 	@$(BIN)/python bench/cost_per_task.py
+
+bench-compare: setup services ## the same load on Podium and on the real Conductor, side by side
+	@$(BIN)/python bench/compare.py
 
 services: setup ## install Redis, a JDK and Maven by apt, fetch Conductor (the tests need them)
 	@./ops/services.sh

@@ -11,18 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import socket
-import subprocess
 import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-PODIUM = Path(sys.executable).parent / "podium"
+from measuring import ROOT, cpu_ms_of, is_sound, load, podium
+
 # CPU of the server per workflow, in ms, that issue 3 asks for.
 LIMITS_MS = {"simple1": 0.6, "chain5": 1.8, "fork10": 3.0}
 
@@ -48,65 +41,20 @@ def main() -> int:
 
 
 def measure(scenario: str, options: argparse.Namespace) -> dict[str, Any]:
-    """What rest_load.py found out, its last line of output. A fresh server for each scenario."""
-    with tempfile.TemporaryDirectory(prefix="podium-bench-") as data:
-        port = free_port()
-        serve = [str(PODIUM), "serve", "--port", str(port), "--data", data]
-        serve += ["--store", options.store] if options.store else []
-        log = Path(data) / "server.log"
-        with log.open("wb") as output:
-            server = subprocess.Popen(serve, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            wait_until_healthy(server, port, log)
-            load = [sys.executable, str(ROOT / "bench" / "rest_load.py")]
-            load += ["--base-url", f"http://127.0.0.1:{port}/api", "--scenario", scenario]
-            load += ["--duration", str(options.seconds), "--warmup", str(options.warmup)]
-            load += ["--watch", f"podium={server.pid}"]
-            done = subprocess.run(load, stdout=subprocess.PIPE, text=True, check=True)
-        finally:
-            server.terminate()
-            try:
-                server.wait(30)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return row
-
-
-def wait_until_healthy(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    sys.exit(f"the engine did not start:\n{log.read_text(errors='replace')[-3000:]}")
+    """A fresh server for each scenario."""
+    with podium(*(["--store", options.store] if options.store else [])) as server:
+        return load(server, scenario, seconds=options.seconds, warmup=options.warmup)
 
 
 def print_row(row: dict[str, Any]) -> None:
-    rate = row["wf_per_s"]
-    cpu_ms = 1000 * row["cpu_cores"]["podium"] / rate if rate else float("nan")
     checked = f"{row['verify']['checked']} ended"
     verified = checked if is_sound(row) else f"NOT SOUND: {row['verify']} {row['errors']}"
     print(
-        f"{row['scenario']:<10} {rate:>11.0f} {cpu_ms:>10.3f} {LIMITS_MS[row['scenario']]:>6.1f} "
+        f"{row['scenario']:<10} {row['wf_per_s']:>11.0f} {cpu_ms_of(row, ['podium']):>10.3f} "
+        f"{LIMITS_MS[row['scenario']]:>6.1f} "
         f"{row['start_ms']['p50']:>10.2f} {row['start_ms']['p99']:>10.2f} "
         f"{row['e2e_ms']['p50']:>10.2f} {row['mem_mib']['podium']:>4.0f} MiB  {verified}"
     )
-
-
-def is_sound(row: dict[str, Any]) -> bool:
-    """No error, and nothing that was acknowledged is missing."""
-    return not row["errors"] and not row["unacked_at_end"] and not row["verify"]["not_ok"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

@@ -1,0 +1,144 @@
+"""Starts servers on free ports and lets rest_load.py drive them; shared by the benchmarks here."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PODIUM = Path(sys.executable).parent / "podium"
+
+
+@dataclass(frozen=True)
+class Server:
+    """One running server; `processes` are what its CPU is counted over, by name."""
+
+    base_url: str
+    processes: dict[str, int]
+
+
+@contextmanager
+def podium(*options: str) -> Iterator[Server]:
+    """`podium serve` on a temporary folder, with more options; stopped at the end."""
+    with tempfile.TemporaryDirectory(prefix="podium-bench-") as data:
+        port = free_port()
+        log = Path(data) / "server.log"
+        command = [str(PODIUM), "serve", "--port", str(port), "--data", data, *options]
+        with log.open("wb") as output:
+            server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            wait_until_healthy(server, port, log)
+            yield Server(f"http://127.0.0.1:{port}/api", {"podium": server.pid})
+        finally:
+            server.terminate()
+            try:
+                server.wait(30)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+@contextmanager
+def conductor(store: str, *, version: str, heap: str) -> Iterator[Server]:
+    """The real Conductor server, by ops/conductor_up.sh; stopped at the end.
+
+    `store` is `sqlite` or `redis`: then with a Redis of its own that keeps nothing on disk.
+    """
+    with tempfile.TemporaryDirectory(prefix="conductor-bench-") as folder:
+        environment = {**os.environ, "HEAP": heap, "PYTHON": sys.executable, "TMPDIR": folder}
+        redis: subprocess.Popen[bytes] | None = None
+        processes: dict[str, int] = {}
+        if store == "redis":
+            port = free_port()
+            options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
+            redis = subprocess.Popen(
+                ["redis-server", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            environment["REDIS"] = f"127.0.0.1:{port}"
+            processes["redis"] = redis.pid
+        pid = 0
+        try:
+            port = free_port()
+            script = str(ROOT / "ops" / "conductor_up.sh")
+            started = subprocess.run(
+                [script, str(port), version, store],
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            pid = int(started.stdout.split("pid ")[1].split(",")[0])
+            processes["conductor"] = pid
+            yield Server(f"http://127.0.0.1:{port}/api", processes)
+        finally:
+            if pid:
+                os.kill(pid, signal.SIGTERM)
+                wait_until_gone(pid)
+            if redis is not None:
+                redis.terminate()
+                redis.wait()
+
+
+def load(server: Server, scenario: str, *, seconds: float, warmup: float) -> dict[str, Any]:
+    """What rest_load.py found out (its last line of output), all ids verified."""
+    watch = ",".join(f"{name}={pid}" for name, pid in server.processes.items())
+    command = [sys.executable, str(ROOT / "bench" / "rest_load.py")]
+    command += ["--base-url", server.base_url, "--scenario", scenario, "--watch", watch]
+    command += ["--duration", str(seconds), "--warmup", str(warmup)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def cpu_ms_of(row: dict[str, Any], processes: Sequence[str]) -> float:
+    """CPU per workflow of some processes together."""
+    rate = row["wf_per_s"]
+    cores = sum(row["cpu_cores"][name] for name in processes)
+    return 1000 * cores / rate if rate else float("nan")
+
+
+def is_sound(row: dict[str, Any]) -> bool:
+    """No error, and nothing that was acknowledged is missing."""
+    return not row["errors"] and not row["unacked_at_end"] and not row["verify"]["not_ok"]
+
+
+def wait_until_healthy(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    sys.exit(f"the engine did not start:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+def wait_until_gone(pid: int) -> None:
+    # Not a child of this process: the script that started it has ended.
+    for _ in range(300):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
