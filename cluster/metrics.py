@@ -313,6 +313,15 @@ class Metrics:
         for kind in AUDIT_KINDS:
             # There from the start: what should stay 0 must be there to be watched.
             self.audit_repairs.of(kind)
+        self.queue_losses = counter(
+            "queue_losses", "Times this node found that the queues had lost what they held."
+        )
+        self.requeued_workflows = counter(
+            "requeued_workflows", "Open workflows whose tasks were told to the queues again."
+        )
+        self.tasks_unheard = counter(
+            "tasks_unheard", "Hand-outs of which a queue heard nothing: their owners were asked."
+        )
         self.lease_lost = counter("lease_lost", "Leases that ran out under their holder.")
         self.shard_owned = gauge("shard_owned", "Shards this node owns.")
         self.shard_count = gauge("shard_count", "Shards there are in the cluster.")

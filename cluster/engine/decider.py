@@ -31,6 +31,7 @@ from cluster.engine.events import (
     TaskPolled,
     TaskSkipped,
     TasksRequeued,
+    TaskUnheard,
     TaskUpdated,
     Terminated,
     TimerFired,
@@ -41,7 +42,7 @@ from cluster.engine.events import (
 from cluster.engine.model import INPUT, REASON_CHARS_MAX, STATE, VARIABLES, Execution, Task
 from cluster.engine.outbox import RETRY, START, forget, is_new, is_news
 from cluster.engine.plan import Node
-from cluster.engine.recovery import recover
+from cluster.engine.recovery import on_unheard, recover
 from cluster.engine.retries import (
     TimedOut,
     arm,
@@ -94,7 +95,7 @@ def decide(
     if header.status is not status or header.work != work or header.due_ms != due_ms:
         # Nothing else may have changed, as when a run is paused; yet the header is to be saved.
         execution.parts |= STATE
-    asked = step.effects and not isinstance(event, Recovered)
+    asked = step.effects and not isinstance(event, Recovered | TaskUnheard)
     if execution.changed or execution.parts or execution.removed or asked:
         header.update_ms = step.at_ms
     return step.effects
@@ -108,6 +109,8 @@ def _apply(step: Step, event: Event) -> None:
             on_task_polled(step, event)
         case TaskHandedBack():
             on_task_handed_back(step, event)
+        case TaskUnheard():
+            on_unheard(step, event)
         case WorkflowStarted():
             on_started(step)
         case Continued():

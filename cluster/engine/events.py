@@ -47,6 +47,14 @@ class TaskUpdated(_Event, frozen=True):
     """False: the engine's own executors report; IN_PROGRESS then keeps the task with them."""
 
 
+class TaskUnheard(_Event, frozen=True):
+    """`queue` gave delivery `delivery` of a task away a while ago, and has heard nothing since."""
+
+    number: int
+    queue: str
+    delivery: int
+
+
 class LeaseExtended(_Event, frozen=True):
     """A worker's heartbeat: the response timeout counts from now."""
 
@@ -208,6 +216,7 @@ Event = (
     WorkflowStarted
     | TaskPolled
     | TaskHandedBack
+    | TaskUnheard
     | TaskUpdated
     | LeaseExtended
     | TimerFired

@@ -1,16 +1,17 @@
 """What a new owner asks for again: every effect follows from the saved state."""
 
 from cluster.engine.causes import ASKING, stands
-from cluster.engine.effects import HoldTask, PushTask
+from cluster.engine.effects import AcknowledgeTask, HoldTask, PushTask
 from cluster.engine.ending import compensate
-from cluster.engine.events import ChildEnded, Retried, Terminated
+from cluster.engine.events import ChildEnded, Retried, TaskUnheard, Terminated
 from cluster.engine.model import Execution, Task
 from cluster.engine.outbox import START, send_again
 from cluster.engine.retries import arm_all
 from cluster.engine.revival import RESUME, go_on
+from cluster.engine.scheduling import push
 from cluster.engine.step import Step, queue_name
-from cluster.engine.tasks import sub_workflow
-from cluster.engine.transitions import TaskStatus, WorkflowStatus
+from cluster.engine.tasks import TASK_TYPES, sub_workflow
+from cluster.engine.transitions import OPEN_TASK, TaskStatus, WorkflowStatus
 from cluster.ids import WorkflowId, same_slot
 
 
@@ -34,17 +35,56 @@ def recover(step: Step) -> None:
     arm_all(step)
     if header.status is WorkflowStatus.RUNNING and stands(execution):
         go_on(step, RESUME)
-    in_work = {number for kind, number, _ in header.work if kind in ("begin", "resume")}
+    in_work = _in_work(execution)
     for task in list(execution.open_tasks()):
         if task.number in in_work:
             continue
         if step.types[task.type].is_worker:
-            if task.status is TaskStatus.SCHEDULED:
-                step.effects.append(PushTask(task.number))
-            else:
-                step.effects.append(HoldTask(queue_name(task), task.number, task.delivery))
+            step.effects.append(_for_queue(task))
         elif not task.wake_ms:
             _ask_again(step, task)
+
+
+def for_queues(execution: Execution) -> list[PushTask | HoldTask]:
+    """What the queues ought to hold of a workflow."""
+    if execution.is_terminal:
+        return []
+    in_work = _in_work(execution)
+    return [
+        _for_queue(task)
+        for task in execution.open_tasks()
+        if TASK_TYPES[task.type].is_worker and task.number not in in_work
+    ]
+
+
+def _in_work(execution: Execution) -> set[int]:
+    """Tasks that a later turn begins: nothing was asked for them yet."""
+    return {number for kind, number, _ in execution.header.work if kind in ("begin", "resume")}
+
+
+def _for_queue(task: Task) -> PushTask | HoldTask:
+    if task.status is TaskStatus.SCHEDULED:
+        return PushTask(task.number)
+    return HoldTask(queue_name(task), task.number, task.delivery)
+
+
+def on_unheard(step: Step, event: TaskUnheard) -> None:
+    """Tell a queue what has become of a task that it handed out: whoever popped it may be dead."""
+    execution = step.execution
+    task = execution.tasks.get(event.number)
+    if (
+        task is None
+        or execution.is_terminal
+        or task.status not in OPEN_TASK
+        or not step.types[task.type].is_worker
+    ):
+        step.effects.append(AcknowledgeTask(event.queue, event.number))
+    elif task.status is TaskStatus.SCHEDULED and task.delivery <= event.delivery:
+        # It never came to a worker that would have been noted: it goes out once more.
+        task.delivery = event.delivery
+        push(step, task)
+    else:
+        step.effects.append(_for_queue(task))
 
 
 def is_unfinished(execution: Execution) -> bool:

@@ -37,6 +37,7 @@ from cluster.engine.events import (
     Recovered,
     Restarted,
     SubWorkflowResolved,
+    TaskUnheard,
     TaskUpdated,
     WorkflowStarted,
 )
@@ -525,7 +526,7 @@ class Shards:
         effects = transaction.effects
         for touched in transaction.touched.values():
             if not (touched.changed or touched.parts or touched.removed) and (
-                isinstance(event, Recovered) or not effects
+                isinstance(event, Recovered | TaskUnheard) or not effects
             ):
                 # Nothing but its index changed: no row is due, the answer rests on older ones.
                 continue

@@ -21,12 +21,15 @@ from cluster.engine.events import (
     Paused,
     Recovered,
     ScriptEvaluated,
+    TaskPolled,
+    TaskUnheard,
     TaskUpdated,
     Terminated,
     WorkflowStarted,
 )
 from cluster.engine.model import Execution, Header
 from cluster.engine.plan import Plan
+from cluster.engine.recovery import for_queues
 from cluster.engine.retries import rebuild_timers
 from cluster.engine.rows import changed_rows, load
 from cluster.engine.step import Surroundings
@@ -77,12 +80,58 @@ def test_work_for_workers_is_pushed_or_held() -> None:
     ]
     owner = Owner(fork, task_defs=[{"name": "a", "responseTimeoutSeconds": 5}])
     run = owner.run
-    from cluster.engine.events import TaskPolled
-
     owner.decide(TaskPolled(1_500, run.by_ref["a"].number, "w", 1))
     assert owner.take_over() == [ArmTimer(6_500), HoldTask("a", 2, 1), PushTask(3)]
     # Nothing has changed, nothing is to be written.
     assert not owner.run.changed
+
+
+def test_the_queues_are_told_what_waits_and_what_workers_have() -> None:
+    fork = [
+        step("f", "FORK_JOIN", forkTasks=[[step("a")], [step("b")], [step("w", "WAIT")]]),
+        step("j", "JOIN", joinOn=["a", "b", "w"]),
+    ]
+    owner = Owner(fork)
+    owner.decide(TaskPolled(1_500, 2, "w", 1))
+    assert for_queues(owner.run) == [HoldTask("a", 2, 1), PushTask(3)]
+    owner.decide(Terminated(2_000, "enough"))
+    assert for_queues(owner.run) == []
+
+
+def test_what_a_later_turn_begins_is_not_told_to_the_queues_yet() -> None:
+    branches = [[step(f"t{n}")] for n in range(50)]
+    owner = Owner([step("f", "FORK_JOIN", forkTasks=branches), step("j", "JOIN")])
+    begun = {effect.number for effect in for_queues(owner.run)}
+    in_work = {number for kind, number, _ in owner.run.header.work if kind == "begin"}
+    assert begun
+    assert not begun & in_work
+
+
+def test_a_hand_out_that_came_to_no_worker_is_pushed_once_more() -> None:
+    owner = Owner([step("a")])
+    assert owner.decide(TaskUnheard(9_000, 1, "a", 1)) == [PushTask(1)]
+    assert owner.run.tasks[1].delivery == 2
+    assert owner.decide(TaskUnheard(9_000, 1, "a", 1)) == [PushTask(1)]
+    assert owner.run.tasks[1].delivery == 2, "the queue has not seen the second delivery yet"
+    assert owner.decide(TaskUnheard(9_000, 1, "a", 7)) == [PushTask(1)]
+    assert owner.run.tasks[1].delivery == 8, "the queue knows only what is above what it has"
+
+
+def test_a_hand_out_that_a_worker_has_is_held() -> None:
+    owner = Owner([step("a")])
+    owner.decide(TaskPolled(1_500, 1, "w", 1))
+    assert owner.decide(TaskUnheard(9_000, 1, "a", 1)) == [HoldTask("a", 1, 1)]
+    assert not owner.run.changed
+    assert owner.run.tasks[1].update_ms == 1_500
+
+
+def test_a_hand_out_of_what_has_ended_is_acknowledged() -> None:
+    owner = Owner([step("a"), step("b")])
+    owner.decide(TaskUpdated(2_000, 1, TaskStatus.COMPLETED))
+    assert owner.decide(TaskUnheard(9_000, 1, "a", 1)) == [AcknowledgeTask("a", 1)]
+    assert owner.decide(TaskUnheard(9_000, 77, "a", 1)) == [AcknowledgeTask("a", 77)]
+    owner.decide(Terminated(2_000, "enough"))
+    assert owner.decide(TaskUnheard(9_000, 2, "b", 1)) == [AcknowledgeTask("b", 2)]
 
 
 def test_a_script_is_asked_for_again_and_the_old_answer_is_none() -> None:
