@@ -14,7 +14,7 @@ MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check contract conformance conformance-record conformance-mutants e2e chaos bench bench-compare services lock clean
+.PHONY: help setup run cluster test check contract conformance conformance-record conformance-mutants e2e chaos chaos-cluster bench bench-compare services lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 run: setup ## the engine and the order demo (ORDERS=200 EXIT= PORT=8080 DATA=data)
 	@$(BIN)/python ops/run_demo.py --port $(PORT) --data $(DATA) --orders $(ORDERS) $(if $(EXIT),--exit)
+
+cluster: setup services ## Cassandra, Redis, three nodes and the order demo (ORDERS=200 EXIT= PORT=8080)
+	@$(BIN)/python -m ops.run_cluster --port $(PORT) --orders $(ORDERS) $(if $(EXIT),--exit)
 
 test: setup services ## all tests; one line per suite at the end
 	@$(SUITES) --no-skips
@@ -53,8 +56,11 @@ conformance-mutants: setup ## break 20 rules and see that their cases notice (SE
 e2e: setup ## real processes, the official SDK, hostile input
 	@$(SUITES) e2e
 
-chaos: setup ## kill -9 under load, then count what was acknowledged
+chaos: setup services ## kill -9 and every other fault under load, then count what was acknowledged
 	@$(SUITES) chaos
+
+chaos-cluster: setup services ## the faults of a cluster, longer and over a ring of three (CHAOS_LENGTH=4 CHAOS_SEED=)
+	@CHAOS_RING=3 CHAOS_LENGTH=$(or $(CHAOS_LENGTH),4) $(BIN)/python -m pytest -q tests/chaos/cluster
 
 bench: setup ## throughput, CPU per workflow, CPU per task as workflows grow; next to nothing else
 	@$(BIN)/python bench/embedded.py

@@ -48,7 +48,7 @@ SUITES = (
     Suite("contract", 240, folder="tests/contract"),
     Suite("conformance", 800, folder="tests/conformance"),
     Suite("e2e", 800, folder="tests/e2e"),
-    Suite("chaos", 600, folder="tests/chaos"),
+    Suite("chaos", 1_200, folder="tests/chaos"),
 )
 
 
