@@ -76,10 +76,6 @@ class Unavailable(ClusterError):
     retryable = True
 
 
-class NotServed(Unavailable):
-    """The shard is not served here, or not in the epoch that was meant; nothing was done."""
-
-
 class Unreached(Unavailable):
     """Another node could not be reached; nothing was done."""
 

@@ -366,6 +366,14 @@ class Metrics:
             "link_messages_per_frame", "Calls or answers that travelled together.", _COUNT
         )
         self.link_lost = counter("link_lost", "Links to other nodes that broke or did not come up.")
+        self.request_repeats = counter(
+            "request_repeats",
+            "Requests tried again because their shard was in motion or its owner did not answer.",
+            "operation",
+        )
+        self.hand_over_notes_dropped = counter(
+            "hand_over_notes_dropped", "Hand-overs of tasks that their owner could not be told of."
+        )
         self.link_refused = counter(
             "link_refused", "Links that were asked for without the token of the cluster."
         )

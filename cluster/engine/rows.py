@@ -81,6 +81,30 @@ def changed_rows(execution: Execution) -> list[tuple[int, bytes]]:
     return rows
 
 
+def state_rows(execution: Execution) -> list[tuple[int, bytes]]:
+    """All rows of an execution but those of its tasks; nothing is taken for saved by this."""
+    rows = [(HEADER_ROW, _encode(execution.header))]
+    for number, part in (
+        (INPUT_ROW, execution.input),
+        (VARIABLES_ROW, execution.variables),
+        (OUTPUT_ROW, execution.output),
+        (TASK_DEFS_ROW, execution.task_defs),
+    ):
+        if part != payloads.EMPTY:
+            rows.append((number, part))
+    for mark, order in execution.orders.items():
+        rows.append((_FIRST_ORDER_ROW + mark * _ROWS_PER_TASK, _encode(order)))
+    return rows
+
+
+def task_rows(tasks: Iterable[Task]) -> list[tuple[int, bytes]]:
+    """All rows of some tasks."""
+    rows: list[tuple[int, bytes]] = []
+    for task in tasks:
+        _task_rows(rows, task, INPUT | OUTPUT)
+    return rows
+
+
 def _task_rows(rows: list[tuple[int, bytes]], task: Task, changed: int) -> None:
     number = _FIRST_TASK_ROW + task.number * _ROWS_PER_TASK
     task_input, task_output = task.input, task.output

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from aiohttp import web
@@ -25,14 +26,16 @@ from cluster.node.api.services import Services
 from cluster.node.executors.scripts import ScriptPool, check_javascript
 from cluster.node.incarnation import Front, Home, Incarnation
 from cluster.node.limits import TaskLimits
+from cluster.node.link import Links, LinkServer, WebSocketLinks, is_link
 from cluster.node.metadata import Metadata
 from cluster.node.middleware import Edge
 from cluster.node.outside import OutsideWorld, PooledScripts, Scripts
 from cluster.node.poll import PollDesk
-from cluster.node.router import Router
+from cluster.node.router import Elsewhere, Router
 from cluster.node.summaries import describe
 from cluster.settings import Settings
 from cluster.sharding.plans import Plans
+from cluster.sharding.routes import Routes
 from cluster.sharding.takeover import restart
 from cluster.store.lease_ports import Leases, Membership
 from cluster.store.memory import open_memory
@@ -48,6 +51,7 @@ log = get_log(__name__)
 _POLL_DATA_EVERY_S = 5
 _LAG_EVERY_S = 0.1
 _LAST_WRITES_S = 30
+_LAST_LINKS_S = 1
 _PAUSE_S = 1
 """Before a new log is tried again."""
 _BACKLOG = 1024
@@ -159,8 +163,10 @@ class Node:
         check_javascript: Callable[[str], str | None],
         clock: Clock,
         random: Random,
+        links: Links | None = None,
     ) -> None:
-        """`is_alone`: the stores are locked for this process, so whoever wrote before is gone."""
+        """`is_alone`: the stores are locked for this process, so whoever wrote before is gone.
+        `links` to other nodes: websockets if they are not given."""
         self._settings = settings
         self._stores = stores
         self._queues = queues
@@ -171,6 +177,8 @@ class Node:
         self.lost: Fenced | None = None
         """Why this process cannot go on."""
         self.url = ""
+        self.link = ""
+        """Where other nodes reach this one: `host:port`."""
         self.home = Home()
         self._is_closing = False
         self._stopped = asyncio.Event()
@@ -184,14 +192,22 @@ class Node:
         self._limits = TaskLimits(self._metadata)
         items = wire.QueueItems()
         plans = Plans(self._metadata.snapshot_body)
+        self._routes = Routes(stores.shards, membership)
+        self._links = links or WebSocketLinks(
+            node_id=settings.node_id, token=settings.link_token, metrics=self.metrics
+        )
         self._router = Router(
             self.home,
+            None if is_alone else Elsewhere(self._routes, self._links, node_id=settings.node_id),
             metadata=self._metadata,
             plans=plans,
             open_set=stores.open_set,
             clock=clock,
             random=random,
+            metrics=self.metrics,
             removed=stores.records.remove_task_logs,
+            shard_count=settings.shard_count,
+            timeout_ms=settings.route_timeout_ms,
         )
         self._desk = PollDesk(
             queues=queues,
@@ -235,7 +251,7 @@ class Node:
             random=random,
             metrics=self.metrics,
             settings=settings,
-            catch_up=self._catch_up,
+            catch_up=self._router.catch_up,
             save_poll_data=self._save_poll_data,
             measure=self._measure,
             is_ready=self._is_ready,
@@ -255,7 +271,7 @@ class Node:
         runner = web.ServerRunner(
             self._edge.server(), shutdown_timeout=self._settings.shutdown_timeout_ms / 1000
         )
-        async with self.living():
+        async with self._linked(), self.living():
             try:
                 await runner.setup()
                 await web.SockSite(runner, listening, backlog=_BACKLOG).start()
@@ -270,6 +286,32 @@ class Node:
                 await runner.cleanup()
 
     @asynccontextmanager
+    async def _linked(self) -> AsyncIterator[None]:
+        """Take links of other nodes, and answer what only machines of the cluster ask."""
+        if self._is_alone:
+            yield
+            return
+        settings = self._settings
+        edge = Edge(self.metrics, body_bytes_max=settings.body_bytes_max)
+        edge.add(health.routes(self.services))
+        server = LinkServer(self._router.serve, token=settings.link_token, metrics=self.metrics)
+
+        async def handle(request: web.BaseRequest) -> Any:
+            return await (server.accept if is_link(request) else edge.handle)(request)
+
+        runner = web.ServerRunner(edge.server(handle), shutdown_timeout=_LAST_LINKS_S)
+        with _listen(settings.link_host, settings.link_port) as listening:
+            await runner.setup()
+            await web.SockSite(runner, listening, backlog=_BACKLOG).start()
+            self.link = f"{settings.link_host}:{listening.getsockname()[1]}"
+            try:
+                yield
+            finally:
+                await self._links.close()
+                await server.close()
+                await runner.cleanup()
+
+    @asynccontextmanager
     async def living(self) -> AsyncIterator[None]:
         """Be a node without the HTTP front until the context is left. ClusterError as above."""
         await self._limits.load()
@@ -280,6 +322,7 @@ class Node:
                 group.create_task(loop)
                 for loop in (
                     self._live(incarnation),
+                    self._router.run(),
                     self._keep_poll_data(),
                     self._watch_lag(),
                 )
@@ -359,10 +402,6 @@ class Node:
     def _is_ready(self) -> bool:
         incarnation = self.home.incarnation
         return incarnation is not None and incarnation.is_recovered and not self._is_closing
-
-    async def _catch_up(self) -> None:
-        if self.home.incarnation is not None:
-            await self.home.incarnation.checkpoint.flush()
 
     def _complete(self, item: QueueItem) -> bytes:
         return wire.complete_payload(

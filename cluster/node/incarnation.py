@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cluster.clock import Clock
 from cluster.engine.model import Execution
 from cluster.engine.step import Surroundings
-from cluster.errors import Fenced, Unavailable
+from cluster.errors import Fenced, NotOwner
 from cluster.ids import ShardId, WorkflowId
 from cluster.logs import get_log
 from cluster.metrics import Metrics
@@ -66,17 +66,17 @@ class Home:
 
     @property
     def shards(self) -> Shards:
-        """The shards that are served here. Unavailable: there is no commit log just now."""
+        """The shards that are served here. NotOwner: there is no commit log just now."""
         return self._present().shards
 
     @property
     def keys(self) -> Keys:
-        """The idempotency keys of these shards. Unavailable as well."""
+        """The idempotency keys of these shards. NotOwner as well."""
         return self._present().keys
 
     def _present(self) -> "Incarnation":
         if self.incarnation is None:
-            raise Unavailable("This node has lost its commit log and is opening another")
+            raise NotOwner("This node has no commit log at present")
         return self.incarnation
 
 

@@ -22,7 +22,6 @@ from cluster.errors import (
     OutcomeUnknown,
     Overloaded,
     TooLarge,
-    Unavailable,
     Unreached,
     ValidationFailed,
     Violation,
@@ -57,7 +56,7 @@ _CLOSE_S = 1.0
 _PAUSE_S, _PAUSE_S_MAX = 0.05, 1.0
 
 _CALLS, _ANSWERS, _PIECE = b"\x01", b"\x02", b"\x03"
-_OUTCOMES = {Unreached: "unreached", OutcomeUnknown: "unknown"}
+_OUTCOMES: dict[type[ClusterError], str] = {Unreached: "unreached", OutcomeUnknown: "unknown"}
 
 
 class LinkCall(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -125,6 +124,9 @@ class Links(Protocol):
         Raises what the operation raises there; Unreached: it never began; OutcomeUnknown: it may
         have been done; Overloaded: too much is on its way to that node.
         """
+
+    async def close(self) -> None:
+        """Fail what is under way, and every later call."""
 
 
 class _Garbled(Exception):
@@ -734,8 +736,3 @@ def _error_of(fault: _Fault) -> ClusterError:
 def is_link(request: web.BaseRequest) -> bool:
     """Whether a request asks for a link."""
     return request.raw_path.partition("?")[0] == PATH
-
-
-def no_link() -> Unavailable:
-    """What is said where there is no way to other nodes."""
-    return Unavailable("This node has no links to others")

@@ -227,9 +227,11 @@ class Edge:
             duration = self._metrics.http_request_duration.of(route.pattern)
             place.bound[route.method] = _Bound(route, duration)
 
-    def server(self) -> web.Server:
-        """What a runner of aiohttp serves."""
-        return _Server(self.handle, request_factory=self._request, refuse=self._error)
+    def server(
+        self, handle: Callable[[web.BaseRequest], Awaitable[Any]] | None = None
+    ) -> web.Server:
+        """What a runner of aiohttp serves; `handle` stands in front of this edge's own."""
+        return _Server(handle or self.handle, request_factory=self._request, refuse=self._error)
 
     async def handle(self, request: web.BaseRequest) -> web.Response | Reply:
         """Answer one request, whatever happens."""

@@ -3,6 +3,8 @@
 from typing import Any, Protocol
 
 from cluster.engine import payloads
+from cluster.engine.effects import StartChild
+from cluster.engine.events import Event
 from cluster.errors import NotFound
 from cluster.ids import WorkflowId
 from cluster.node.api.bodies import StartBody, read, reader
@@ -78,3 +80,11 @@ class OutsideWorld:
             await self._router.launch(workflow_id, start)
         except NoSuchWorkflow as missing:
             raise NotFound(missing.start_message) from None
+
+    async def deliver(self, workflow_id: WorkflowId, event: Event) -> None:
+        await self._router.deliver(workflow_id, event)
+
+    async def start_child(
+        self, parent_id: WorkflowId, child: StartChild, *, repeated: bool
+    ) -> bool:
+        return await self._router.start_child(parent_id, child, repeated=repeated)

@@ -1,106 +1,179 @@
-"""The way from a handler to the shard of a workflow, and what takes more than one workflow.
+"""The way from a handler to the node that owns a workflow, and what takes more than one of them.
 
-With one node every shard is here; a call is a plain call.
+A workflow that is served here costs one look into a dict. One that is not goes over a link, as a
+whole operation. While its shard is in motion, or its owner has died, the request waits and is
+tried again; every operation may be repeated: a start under the same id, a result by its task, a
+command whose effect is there is done.
 """
 
+import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
-import msgspec
-
 from cluster.clock import Clock, Random
-from cluster.engine import control, payloads
-from cluster.engine.decider import may_be_polled
+from cluster.engine.effects import StartChild
 from cluster.engine.events import (
     Event,
+    Paused,
     Rerun,
-    Restarted,
+    Resumed,
     Retried,
     TaskHandedBack,
     TaskPolled,
-    TasksRequeued,
     TaskUpdated,
+    Terminated,
 )
-from cluster.engine.model import Execution, Header, Task
-from cluster.engine.plan import Plan
-from cluster.engine.transitions import OPEN_TASK, TaskStatus, WorkflowStatus
-from cluster.errors import ClusterError, Conflict, InvalidRequest, NotFound
+from cluster.engine.model import Execution
+from cluster.engine.transitions import TaskStatus, WorkflowStatus
+from cluster.errors import (
+    ClusterError,
+    Fenced,
+    NotFound,
+    NotOwner,
+    OutcomeUnknown,
+    StoreFault,
+    Unavailable,
+    Unreached,
+)
 from cluster.ids import (
+    SLOT_BITS,
     ShardId,
     TaskId,
     WorkflowId,
-    idempotency_id,
     new_workflow_id,
     number_of,
-    same_slot,
     slot_of_key,
     task_id,
     workflow_of,
 )
+from cluster.logs import get_log
+from cluster.metrics import Metrics
+from cluster.node import remote
 from cluster.node.incarnation import Home
-from cluster.node.metadata import Metadata, NoSuchWorkflow, Resolved
+from cluster.node.link import LinkCall, Links
+from cluster.node.metadata import Metadata
+from cluster.node.owner import Owner, RerunRequest, StartWorkflow
 from cluster.node.poll import HandOver
-from cluster.sharding.idempotency import KeyRecord
+from cluster.node.remote import Operation, Seen, encode, pack
 from cluster.sharding.plans import Plans
-from cluster.sharding.shard import NewWorkflow, Shards, input_fault, with_template
-from cluster.store.ports import OpenSet, Row
+from cluster.sharding.routes import Routes
+from cluster.store.lease_ports import Member
+from cluster.store.ports import OpenSet
 
-_SLOTS = 1 << 16
-_SUB_WORKFLOW_DEPTH_MAX = 100
+__all__ = ["Elsewhere", "RerunRequest", "Router", "StartWorkflow"]
 
+log = get_log(__name__)
 
-class StartWorkflow(msgspec.Struct, frozen=True):
-    """A start as it was asked for; `input` is a JSON object."""
+_SLOTS = 1 << SLOT_BITS
+_PAUSE_MS, _PAUSE_MS_MAX = 10, 400
+_WAIT_MS_MAX = 5_000
+"""A change of a workflow elsewhere is waited for so long at a time."""
+_CATCH_UP_MS = 2_000
+_NOTES_MAX = 20_000
+_NOTES_PER_CALL = 500
 
-    name: str
-    version: int | None = None
-    input: bytes = payloads.EMPTY
-    correlation_id: str | None = None
-    priority: int = 0
-    task_to_domain: dict[str, str] | None = None
-    definition: dict[str, Any] | None = None
-    """Used in place of a registered definition."""
-    created_by: str = ""
-    idempotency_key: str | None = None
-    idempotency_strategy: str | None = None
-    """FAIL, FAIL_ON_RUNNING, or RETURN_EXISTING, which is the default."""
+_NOTHING_DONE = (NotOwner, Unreached)
+_UNKNOWN = (Fenced, OutcomeUnknown, StoreFault)
+_AGAIN = _NOTHING_DONE + _UNKNOWN
+Note = tuple[WorkflowId, TaskPolled | TaskHandedBack]
 
 
-class RerunRequest(msgspec.Struct, frozen=True):
-    """From which task (None: from the top), and with what; None keeps what there is."""
+class Elsewhere:
+    """The other nodes of the cluster: where their shards are, and the links there."""
 
-    task_id: TaskId | None = None
-    workflow_input: bytes | None = None
-    task_input: bytes | None = None
-    correlation_id: str | None = None
+    def __init__(self, routes: Routes, links: Links, *, node_id: str) -> None:
+        self._routes = routes
+        self._links = links
+        self._node_id = node_id
+
+    def way_to(self, shard: ShardId) -> tuple[Member, int] | None:
+        """The owner of a shard, if it is another node that is up, and the shard's epoch."""
+        member = self._routes.owner_of(shard)
+        if member is None or member.node_id == self._node_id or not member.link:
+            return None
+        return member, self._routes.epoch_of(shard)
+
+    @property
+    def members(self) -> list[Member]:
+        """All others that are up."""
+        return [
+            member
+            for member in self._routes.members.values()
+            if member.node_id != self._node_id and member.link
+        ]
+
+    async def call(
+        self,
+        member: Member,
+        operation: Operation,
+        arguments: tuple[Any, ...],
+        *,
+        timeout_ms: int,
+        shard: int = -1,
+        epoch: int = -1,
+    ) -> Any:
+        """What the operation gives there. Raises as Links does."""
+        value = await self._links.call(
+            member.link,
+            operation.name,
+            encode(arguments),
+            timeout_ms=timeout_ms,
+            shard=shard,
+            epoch=epoch,
+        )
+        return operation.decode_value(value)
+
+    async def refresh(self) -> None:
+        """Look again who owns what."""
+        try:
+            await self._routes.refresh()
+        except ClusterError as failure:
+            log.info("the routes are not known anew", error=failure.message)
 
 
 class Router:
-    """Takes requests to the shards that own their workflows."""
+    """Takes requests to the nodes that own their workflows."""
 
     def __init__(
         self,
         home: Home,
+        elsewhere: Elsewhere | None,
         *,
         metadata: Metadata,
         plans: Plans,
         open_set: OpenSet,
         clock: Clock,
         random: Random,
+        metrics: Metrics,
         removed: Callable[[WorkflowId], Awaitable[None]],
+        shard_count: int,
+        timeout_ms: int,
     ) -> None:
-        """`removed` drops what other stores hold of a workflow (task logs)."""
+        """`elsewhere` None: this node is the only one. `removed` drops what other stores hold of
+        a workflow (task logs)."""
         self._home = home
-        self._metadata = metadata
+        self._elsewhere = elsewhere
         self._plans = plans
-        self._open_set = open_set
         self._clock = clock
         self._random = random
-        self._removed = removed
-
-    @property
-    def _shards(self) -> Shards:
-        return self._home.shards
+        self._metrics = metrics
+        self._shard_count = shard_count
+        self._slots_per_shard = _SLOTS // shard_count
+        self._timeout_ms = timeout_ms
+        self._owner = Owner(
+            home,
+            self,
+            metadata=metadata,
+            plans=plans,
+            open_set=open_set,
+            clock=clock,
+            removed=removed,
+        )
+        self._here = remote.Here(self._owner, clock, shard_count)
+        self._notes: list[Note] = []
+        self._have_notes = asyncio.Event()
 
     # -- starts
 
@@ -109,115 +182,112 @@ class Router:
 
         NotFound: no such definition. Conflict: the idempotency key is in use.
         """
-        found = await self._definition(request)
-        if request.idempotency_key is not None:
-            return await self._start_once(request, found, request.idempotency_key)
-        now_ms = self._clock.now_ms()
-        workflow_id = new_workflow_id(at_ms=now_ms, slot=self._random.bits(16), random=self._random)
-        await self._start(workflow_id, request, found, now_ms)
+        key = request.idempotency_key
+        if key is not None:
+            workflow_id = self._draw(slot_of_key(request.name, key))
+            arguments = (workflow_id, request, key)
+            started: WorkflowId = await self._do(workflow_id, remote.START_ONCE, arguments)
+            return started
+        workflow_id = self._draw(self._slot())
+        try:
+            await self._owner.start(workflow_id, request)
+        except _AGAIN as failure:
+            await self._again(workflow_id, remote.START, (workflow_id, request, False), failure)
         return workflow_id
 
     async def launch(self, workflow_id: WorkflowId, request: StartWorkflow) -> None:
         """Start under an id drawn before; a start that happened already is success."""
-        found = await self._definition(request)
-        try:
-            await self._shards.view(workflow_id)
-        except NotFound:
-            # Whoever else asked for the same start may have been faster since.
-            if self._shards.resident(workflow_id) is None:
-                await self._start(workflow_id, request, found, self._clock.now_ms())
-            else:
-                await self._shards.view(workflow_id)
+        await self._do(workflow_id, remote.START, (workflow_id, request, True))
 
-    async def _definition(self, request: StartWorkflow) -> Resolved:
-        if request.definition is not None:
-            return await self._metadata.snapshot_inline(request.definition)
-        found = self._metadata.snapshot_cached(request.name, request.version)
-        if found is None:
-            found = await self._metadata.snapshot(request.name, request.version)
-        return found
+    def _draw(self, slot: int) -> WorkflowId:
+        return new_workflow_id(at_ms=self._clock.now_ms(), slot=slot, random=self._random)
 
-    async def _start(
-        self,
-        workflow_id: WorkflowId,
-        request: StartWorkflow,
-        found: Resolved,
-        now_ms: int,
-        key_row: Row | None = None,
-    ) -> int:
-        plan: Plan = self._plans.of(found.snapshot)
-        header = Header(
-            snapshot=found.snapshot.hash,
-            name=found.name or request.name,
-            version=found.version,
-            status=WorkflowStatus.RUNNING,
-            create_ms=now_ms,
-            update_ms=now_ms,
-            priority=request.priority,
-            correlation_id=request.correlation_id,
-            task_to_domain=request.task_to_domain,
-            created_by=request.created_by,
-            idempotency_key=request.idempotency_key,
-        )
-        value = with_template(plan, request.input)
-        check_input(plan, value)
-        new = NewWorkflow(workflow_id, plan, header, value)
-        if key_row is not None:
-            new.extra_rows = (key_row,)
-        return await self._shards.start(new)
-
-    async def _start_once(self, request: StartWorkflow, found: Resolved, key: str) -> WorkflowId:
-        """The check, the key's row and the start are one commit of the key's shard."""
-        key_id = idempotency_id(request.name, key)
-        keys = self._home.keys
-        async with keys.locked(key_id):
-            now_ms = self._clock.now_ms()
-            record = await keys.read(key_id, now_ms)
-            if record is not None and await self._is_taken(record, request, key):
-                return WorkflowId(record.workflow_id)
-            workflow_id = new_workflow_id(
-                at_ms=now_ms, slot=slot_of_key(request.name, key), random=self._random
-            )
-            record = KeyRecord(workflow_id, request.name, key, now_ms)
-            row = keys.note(key_id, record)
-            try:
-                entry = await self._start(workflow_id, request, found, now_ms, row)
-            except ClusterError:
-                # A caller that gives up waiting is another matter: its start goes on.
-                keys.forget(key_id)
-                raise
-            keys.committed(key_id, entry)
-            return workflow_id
-
-    async def _is_taken(self, record: KeyRecord, request: StartWorkflow, key: str) -> bool:
-        """Whether a known key answers with its workflow; False starts anew. Conflict otherwise."""
-        try:
-            execution = await self._shards.view(WorkflowId(record.workflow_id))
-        except NotFound:
-            return False
-        strategy = request.idempotency_strategy or "RETURN_EXISTING"
-        if strategy == "FAIL" or (strategy == "FAIL_ON_RUNNING" and not execution.is_terminal):
-            raise Conflict(
-                f"idempotencyKey '{key}' of workflow {request.name} is used by {execution.id}, "
-                f"which is {execution.header.status}"
-            )
-        return strategy == "RETURN_EXISTING"
+    def _slot(self) -> int:
+        """Any, but one that is served here if there is one: that saves a hop."""
+        slot = self._random.bits(SLOT_BITS)
+        incarnation = self._home.incarnation
+        if incarnation is None:
+            return slot
+        epochs = incarnation.shards.epochs
+        if not epochs or len(epochs) == self._shard_count:
+            return slot
+        served = tuple(epochs)
+        return served[slot % len(served)] * self._slots_per_shard + slot % self._slots_per_shard
 
     # -- events and reads
 
     async def submit(self, workflow_id: WorkflowId, event: Event) -> None:
         """Decide an event; returns when what it rests on is durable."""
-        await self._shards.apply(workflow_id, event)
+        try:
+            await self._owner.submit(workflow_id, event)
+        except _AGAIN as failure:
+            await self._again(
+                workflow_id,
+                remote.SUBMIT,
+                (workflow_id, pack(event)),
+                failure,
+                was_done=_was_done(event),
+            )
 
     async def view(self, workflow_id: WorkflowId) -> Execution:
-        """The committed state; to be used before the caller's next await. NotFound."""
-        return await self._shards.read(workflow_id)
+        """The committed state, with its failure workflow if it has one; to be used before the
+        caller's next await. NotFound."""
+        try:
+            return await self._owner.view(workflow_id)
+        except _AGAIN as failure:
+            return await self._seen(workflow_id, failure, is_settled=True)
+
+    async def look(self, workflow_id: WorkflowId) -> Execution:
+        """The committed state as it is; to be used before the caller's next await. NotFound."""
+        try:
+            return await self._owner.look(workflow_id)
+        except _AGAIN as failure:
+            return await self._seen(workflow_id, failure, is_settled=False)
 
     async def wait_until(
         self, workflow_id: WorkflowId, predicate: Callable[[Execution], bool], timeout_ms: int
     ) -> bool:
         """Whether `predicate` held for a committed state within the time."""
-        return await self._shards.wait_until(workflow_id, predicate, timeout_ms)
+        deadline_ms = self._clock.monotonic_ms() + timeout_ms
+        known = remote.UNSEEN
+        wait_ms = 0
+        while True:
+            left_ms = max(0, deadline_ms - self._clock.monotonic_ms())
+            try:
+                return await self._owner.wait_until(workflow_id, predicate, left_ms)
+            except _AGAIN as failure:
+                seen = await self._see(workflow_id, failure, known, wait_ms)
+            # No rows: nothing has changed.
+            if seen.rows and predicate(await self._executed(workflow_id, seen)):
+                return True
+            left_ms = deadline_ms - self._clock.monotonic_ms()
+            if left_ms <= 0:
+                return False
+            known, wait_ms = seen, min(left_ms, _WAIT_MS_MAX)
+
+    async def _seen(
+        self, workflow_id: WorkflowId, failure: ClusterError, *, is_settled: bool
+    ) -> Execution:
+        seen = await self._see(workflow_id, failure, remote.UNSEEN, 0, is_settled=is_settled)
+        return await self._executed(workflow_id, seen)
+
+    async def _see(
+        self,
+        workflow_id: WorkflowId,
+        failure: ClusterError,
+        known: Seen,
+        wait_ms: int,
+        *,
+        is_settled: bool = False,
+    ) -> Seen:
+        arguments = (workflow_id, known.epoch, known.entry, wait_ms, is_settled)
+        seen: Seen = await self._again(
+            workflow_id, remote.SEE, arguments, failure, extra_ms=wait_ms
+        )
+        return seen
+
+    async def _executed(self, workflow_id: WorkflowId, seen: Seen) -> Execution:
+        return seen.execution(workflow_id, await self._plans.load(seen.snapshot))
 
     # -- tasks by name, signals
 
@@ -230,11 +300,10 @@ class Router:
         worker_id: str | None,
     ) -> TaskId | None:
         """Update the open task of that reference name (rule 111); None where there is none."""
-        execution = await self._shards.view(workflow_id)
-        task = _open_by_ref(execution, ref)
-        if task is None:
+        # The task is found first: to repeat the whole might meet the next task of that name.
+        number: int | None = await self._do(workflow_id, remote.OPEN_BY_REF, (workflow_id, ref))
+        if number is None:
             return None
-        number = task.number
         await self._update(workflow_id, number, status, output, worker_id)
         return task_id(workflow_id, number)
 
@@ -242,29 +311,14 @@ class Router:
         self, workflow_id: WorkflowId, status: TaskStatus, output: bytes
     ) -> tuple[WorkflowId, TaskId] | None:
         """Update the first WAIT that is open in the run or, depth first, in its children."""
-        found = await self._waiting(workflow_id, _SUB_WORKFLOW_DEPTH_MAX)
+        found: tuple[WorkflowId, int] | None = await self._do(
+            workflow_id, remote.WAITING, (workflow_id,)
+        )
         if found is None:
             return None
         run_id, number = found
         await self._update(run_id, number, status, output, None)
         return run_id, task_id(run_id, number)
-
-    async def _waiting(self, workflow_id: WorkflowId, depth: int) -> tuple[WorkflowId, int] | None:
-        execution = await self._shards.view(workflow_id)
-        children = []
-        for task in execution.open_tasks():
-            if task.type == "WAIT":
-                return workflow_id, task.number
-            if task.type == "SUB_WORKFLOW" and task.sub_workflow_id:
-                children.append(WorkflowId(task.sub_workflow_id))
-        for child in children if depth else ():
-            try:
-                found = await self._waiting(child, depth - 1)
-            except NotFound:
-                continue
-            if found is not None:
-                return found
-        return None
 
     async def _update(
         self,
@@ -277,156 +331,94 @@ class Router:
         event = TaskUpdated(
             self._clock.now_ms(), number, status, output=output, merge=True, worker_id=worker_id
         )
-        await self._shards.apply(workflow_id, event)
-
-    async def requeue(self, task_type: str) -> int:
-        """Put every open worker task of a type back into its queue; returns how many."""
-        count = 0
-        for shard in tuple(self._shards.epochs):
-            after: WorkflowId | None = None
-            while True:
-                page = await self._open_set.scan(ShardId(shard), after=after, limit=500)
-                for entry in page:
-                    count += await self._requeue(entry.workflow_id, task_type)
-                if not page:
-                    break
-                after = page[-1].workflow_id
-        return count
-
-    async def _requeue(self, workflow_id: WorkflowId, task_type: str) -> int:
-        try:
-            execution = await self._shards.view(workflow_id)
-        except NotFound:
-            return 0
-        found = sum(1 for task in execution.open_tasks() if task.type == task_type)
-        if found:
-            event = TasksRequeued(self._clock.now_ms(), task_type)
-            await self._shards.apply(workflow_id, event)
-        return found
+        await self.submit(workflow_id, event)
 
     # -- control operations that take more than an event
 
     async def restart(self, workflow_id: WorkflowId, use_latest: bool) -> None:
         """Run again from the top, with the definition it followed or the latest one."""
-        execution = await self._shards.view(workflow_id)
-        plan: Plan | None = None
-        version = 0
-        if use_latest:
-            name = execution.header.name
-            try:
-                found = await self._metadata.snapshot(name, None)
-            except NoSuchWorkflow:
-                raise NotFound(f"Unable to find latest definition for {workflow_id}") from None
-            plan, version = self._plans.of(found.snapshot), found.version
-            check_input(plan, execution.input)
-        await self._shards.restart(
-            workflow_id, Restarted(self._clock.now_ms()), plan=plan, version=version
-        )
+        await self._do(workflow_id, remote.RESTART, (workflow_id, use_latest), was_done=_runs_again)
 
     async def retry(self, workflow_id: WorkflowId, *, resume_sub_workflows: bool) -> None:
         """Retry what failed here or, resuming sub-workflows, in the deepest failed child."""
-        target = workflow_id
-        if resume_sub_workflows:
-            execution = await self._shards.view(workflow_id)
-            if not execution.is_terminal:
-                raise NotFound(f"Workflow is still running.  status={execution.header.status}")
-            target = await self._deepest_failed(workflow_id)
-        execution = await self._shards.view(target)
-        await self._shards.apply_with(
-            target, Retried(self._clock.now_ms()), await self._kin(execution)
-        )
+        arguments = (workflow_id, resume_sub_workflows)
+        await self._do(workflow_id, remote.RETRY, arguments, was_done=_runs_again)
 
-    async def _deepest_failed(self, workflow_id: WorkflowId) -> WorkflowId:
-        for _ in range(_SUB_WORKFLOW_DEPTH_MAX):
-            execution = await self._shards.view(workflow_id)
-            task = control.failed_child(execution)
-            if task is None:
-                break
-            child_id = WorkflowId(task.sub_workflow_id)
-            try:
-                child = await self._shards.view(child_id)
-            except NotFound:
-                break
-            if not child.is_terminal or not control.retryable(child):
-                break
-            workflow_id = child_id
-        return workflow_id
-
-    async def _kin(self, execution: Execution) -> list[WorkflowId]:
-        """The failed children of a run's ancestors: its going on brings them back as well."""
-        kin: list[WorkflowId] = []
-        target_id = execution.id
-        for _ in range(_SUB_WORKFLOW_DEPTH_MAX):
-            parent_id = execution.header.parent_id
-            if parent_id is None:
-                break
-            try:
-                execution = await self._shards.view(WorkflowId(parent_id))
-            except NotFound:
-                break
-            kin.append(execution.id)
-            kin += [
-                WorkflowId(task.sub_workflow_id)
-                for task in execution.by_ref.values()
-                if task.sub_workflow_id and task.status not in OPEN_TASK
-            ]
-        # Those on other shards are told by orders.
-        return [relative for relative in kin if same_slot(relative, target_id)]
+    async def revive(self, workflow_id: WorkflowId, event: Retried | Rerun) -> None:
+        """Have a run go on that has ended, and its ancestors with it."""
+        await self._do(workflow_id, remote.REVIVE, (workflow_id, pack(event)), was_done=_runs_again)
 
     async def rerun(self, workflow_id: WorkflowId, request: RerunRequest) -> WorkflowId:
         """Run again from a task; one of a sub-workflow makes that child run again."""
-        execution = await self._shards.view(workflow_id)
-        control.must_have_ended(execution, "rerun")
-        at_ms = self._clock.now_ms()
-        number = 0
-        target_id = workflow_id
-        if request.task_id is not None:
-            target_id = workflow_of(request.task_id)
-            number = number_of(request.task_id)
-            if not await self._holds(workflow_id, target_id, number):
-                raise InvalidRequest(f"Task {request.task_id} not found")
-        event = Rerun(
-            at_ms,
-            number,
-            workflow_input=request.workflow_input if target_id == workflow_id else None,
-            task_input=request.task_input,
-            correlation_id=request.correlation_id if target_id == workflow_id else None,
-        )
-        execution = await self._shards.view(target_id)
-        if event.workflow_input is not None:
-            check_input(execution.plan, event.workflow_input)
-        await self._shards.apply_with(target_id, event, await self._kin(execution))
+        await self._do(workflow_id, remote.RERUN, (workflow_id, request), was_done=_runs_again)
         return workflow_id
-
-    async def _holds(self, workflow_id: WorkflowId, target_id: WorkflowId, number: int) -> bool:
-        """Whether a task is one of the run, or of a child at any depth."""
-        run_id = target_id
-        for _ in range(_SUB_WORKFLOW_DEPTH_MAX):
-            try:
-                execution = await self._shards.view(run_id)
-            except NotFound:
-                return False
-            if number not in execution.tasks:
-                return False
-            if run_id == workflow_id:
-                return True
-            if execution.header.parent_id is None:
-                return False
-            run_id, number = WorkflowId(execution.header.parent_id), execution.header.parent_number
-        return False
 
     async def remove(self, workflow_id: WorkflowId, archive: bool) -> None:
         """Delete a run everywhere; `archive` keeps it readable, and wants it to have ended."""
-        execution = await self._shards.view(workflow_id)
-        if archive:
-            if not execution.is_terminal:
-                raise InvalidRequest(
-                    f"Cannot archive workflow: {execution.id} with status: "
-                    f"{execution.header.status}"
-                )
-            return
-        await self._shards.remove(workflow_id)
-        await self._removed(workflow_id)
+        await self._do(workflow_id, remote.REMOVE, (workflow_id, archive), was_done=_is_gone)
+
+    # -- orders of other shards (Carrier of the mail): one attempt, the sender repeats
+
+    async def deliver(self, workflow_id: WorkflowId, event: Event) -> None:
+        """Have another shard decide an event; returns when that is durable."""
+        await self._attempt(workflow_id, remote.DELIVER, (workflow_id, pack(event)))
+
+    async def start_child(
+        self, parent_id: WorkflowId, child: StartChild, *, repeated: bool
+    ) -> bool:
+        """Start a child on another shard; returns when that is durable. False: the id belongs to
+        another workflow."""
+        arguments = (parent_id, child, repeated)
+        child_id = WorkflowId(child.workflow_id)
+        started: bool = await self._attempt(child_id, remote.START_CHILD, arguments)
+        return started
+
+    async def _attempt(
+        self, workflow_id: WorkflowId, operation: Operation, arguments: tuple[Any, ...]
+    ) -> Any:
+        try:
+            return await self._once(workflow_id, operation, arguments)
+        except _NOTHING_DONE:
+            if self._elsewhere is not None:
+                await self._elsewhere.refresh()
+            raise
+
+    # -- all nodes
+
+    async def requeue(self, task_type: str) -> int:
+        """Put every open worker task of a type back into its queue; returns how many."""
+        counts = await self._everywhere(remote.REQUEUE, (task_type,), timeout_ms=self._timeout_ms)
+        return sum(counts)
+
+    async def catch_up(self) -> None:
+        """Have all that was answered so far written to where searches look. A node that does not
+        answer is not waited for: it writes by itself about once a second."""
+        try:
+            await self._everywhere(remote.CATCH_UP, (), timeout_ms=_CATCH_UP_MS)
+        except (Unavailable, Fenced) as failure:
+            log.info("a search may lag behind", error=failure.message)
+
+    async def _everywhere(
+        self, operation: Operation, arguments: tuple[Any, ...], *, timeout_ms: int
+    ) -> list[Any]:
+        asked: list[Awaitable[Any]] = []
+        if self._home.incarnation is not None:
+            asked.append(operation.run(self._here, *arguments))
+        elsewhere = self._elsewhere
+        if elsewhere is not None:
+            asked += [
+                elsewhere.call(member, operation, arguments, timeout_ms=timeout_ms)
+                for member in elsewhere.members
+            ]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return answers
+
+    async def serve(self, call: LinkCall) -> bytes:
+        """What another node asks of this one."""
+        return await remote.carry_out(self._here, call)
 
     # -- what polls need (TaskOwner)
 
@@ -435,47 +427,223 @@ class Router:
     ) -> HandOver | None:
         """Note that a worker gets this delivery of a task; nobody waits for the commit."""
         workflow_id = workflow_of(task)
-        number = number_of(task)
-        event = TaskPolled(at_ms, number, worker_id or "", delivery)
-        if self._home.incarnation is None:
-            # Its owner hears of the worker when it reports.
-            return HandOver(at_ms, at_ms, delivery, 0)
-        execution = self._shards.resident(workflow_id)
-        if execution is None:
-            # It sleeps in the store: its queue has told what there is to tell.
-            self._shards.apply_later(workflow_id, event)
-            return HandOver(at_ms, at_ms, delivery, 0)
-        found = may_be_polled(execution, number, delivery)
-        if found is None:
-            return None
-        try:
-            self._shards.apply_now(execution, event)
-        except ClusterError:
-            return None
-        wait_ms = found.start_ms - found.scheduled_ms if found.poll_count == 1 else 0
-        return HandOver(found.start_ms, found.update_ms, found.poll_count, wait_ms)
+        event = TaskPolled(at_ms, number_of(task), worker_id or "", delivery)
+        if self._is_here(workflow_id):
+            try:
+                return self._owner.hand_over(workflow_id, event)
+            except ClusterError as failure:
+                log.info("a task was handed over while its shard moves", error=failure.message)
+        # Its queue has told what there is to tell; its owner hears of it in a moment.
+        self._note(workflow_id, event)
+        return HandOver(at_ms, at_ms, delivery, 0)
 
     def take_back(self, task: TaskId, *, delivery: int) -> None:
         """The worker never got it."""
-        if self._home.incarnation is None:
-            return
+        workflow_id = workflow_of(task)
         event = TaskHandedBack(self._clock.now_ms(), number_of(task), delivery)
-        self._shards.apply_later(workflow_of(task), event)
+        if self._is_here(workflow_id):
+            self._owner.note(workflow_id, event)
+        else:
+            self._note(workflow_id, event)
+
+    def _note(self, workflow_id: WorkflowId, event: TaskPolled | TaskHandedBack) -> None:
+        if len(self._notes) < _NOTES_MAX:
+            self._notes.append((workflow_id, event))
+            self._have_notes.set()
+        else:
+            # The owner will ask the queue when the task has been out for long.
+            self._metrics.hand_over_notes_dropped.of().inc()
+
+    async def run(self) -> None:
+        """Tell owners elsewhere what was done with their tasks, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._have_notes.wait()
+                self._have_notes.clear()
+                notes, self._notes = self._notes, []
+                group.create_task(self._tell(notes))
+
+    async def _tell(self, notes: list[Note]) -> None:
+        """All that gathered in a turn, in order for each owner."""
+        deadline_ms = self._clock.monotonic_ms() + self._timeout_ms
+        pause_ms = _PAUSE_MS
+        while notes:
+            notes = await self._tell_once(notes)
+            if not notes:
+                return
+            if self._clock.monotonic_ms() >= deadline_ms:
+                self._metrics.hand_over_notes_dropped.of().inc(len(notes))
+                log.warning("owners did not hear of hand-overs", tasks=len(notes))
+                return
+            await asyncio.sleep(pause_ms / 1000)
+            pause_ms = min(2 * pause_ms, _PAUSE_MS_MAX)
+            if self._elsewhere is not None:
+                await self._elsewhere.refresh()
+
+    async def _tell_once(self, notes: list[Note]) -> list[Note]:
+        """Returns those that nobody took."""
+        left: list[Note] = []
+        ways: defaultdict[str, list[Note]] = defaultdict(list)
+        members: dict[str, Member] = {}
+        for note in notes:
+            if self._is_here(note[0]):
+                self._owner.note(*note)
+                continue
+            way = self._way_to(self._here.shard_of(note[0]))
+            if way is None:
+                left.append(note)
+            else:
+                members[way[0].node_id] = way[0]
+                ways[way[0].node_id].append(note)
+        batches = [
+            (members[node_id], found[begin : begin + _NOTES_PER_CALL])
+            for node_id, found in ways.items()
+            for begin in range(0, len(found), _NOTES_PER_CALL)
+        ]
+        for not_taken in await asyncio.gather(*(self._tell_to(*batch) for batch in batches)):
+            left += not_taken
+        return left
+
+    async def _tell_to(self, member: Member, notes: list[Note]) -> list[Note]:
+        assert self._elsewhere is not None
+        packed = [(workflow_id, pack(event)) for workflow_id, event in notes]
+        try:
+            elsewhere: list[int] = await self._elsewhere.call(
+                member, remote.NOTE, (packed,), timeout_ms=_WAIT_MS_MAX
+            )
+        except ClusterError:
+            return notes
+        return [notes[place] for place in elsewhere]
+
+    # -- the way to the owner
+
+    def _is_here(self, workflow_id: WorkflowId) -> bool:
+        incarnation = self._home.incarnation
+        return incarnation is not None and incarnation.shards.is_served(workflow_id)
+
+    def _way_to(self, shard: ShardId) -> tuple[Member, int] | None:
+        return None if self._elsewhere is None else self._elsewhere.way_to(shard)
+
+    async def _do(
+        self,
+        workflow_id: WorkflowId,
+        operation: Operation,
+        arguments: tuple[Any, ...],
+        *,
+        was_done: "WasDone | None" = None,
+    ) -> Any:
+        """Have the owner of a workflow do something, wherever it is, before time is up."""
+        try:
+            return await operation.run(self._here, *arguments)
+        except _AGAIN as failure:
+            return await self._again(workflow_id, operation, arguments, failure, was_done=was_done)
+
+    async def _again(
+        self,
+        workflow_id: WorkflowId,
+        operation: Operation,
+        arguments: tuple[Any, ...],
+        failure: ClusterError,
+        *,
+        was_done: "WasDone | None" = None,
+        extra_ms: int = 0,
+    ) -> Any:
+        """It did not work out here: go where the shard is, and wait while it is in motion.
+
+        Unavailable when time is up. `extra_ms` is what the operation itself may take.
+        """
+        if self._elsewhere is None:
+            raise failure
+        deadline_ms = self._clock.monotonic_ms() + self._timeout_ms + extra_ms
+        is_repeated = isinstance(failure, _UNKNOWN)
+        pause_ms = _PAUSE_MS
+        shard = self._here.shard_of(workflow_id)
+        # A shard that is served elsewhere is the normal case, and no reason to look again.
+        is_known = isinstance(failure, NotOwner)
+        while True:
+            left_ms = deadline_ms - self._clock.monotonic_ms()
+            if left_ms <= 0:
+                raise Unavailable(
+                    f"The owner of workflow {workflow_id} does not answer: {failure.message}"
+                ) from failure
+            if not is_known:
+                self._metrics.request_repeats.of(operation.name).inc()
+                await asyncio.sleep(min(pause_ms, left_ms) / 1000)
+                pause_ms = min(2 * pause_ms, _PAUSE_MS_MAX)
+                await self._elsewhere.refresh()
+            is_known = False
+            given = operation.repeated(arguments) if is_repeated else arguments
+            try:
+                return await self._once(workflow_id, operation, given, shard, left_ms)
+            except _AGAIN as again:
+                failure = again
+                is_repeated = is_repeated or isinstance(again, _UNKNOWN)
+            except ClusterError:
+                if (
+                    is_repeated
+                    and was_done is not None
+                    and await self._finds(workflow_id, was_done)
+                ):
+                    return None
+                raise
+
+    async def _finds(self, workflow_id: WorkflowId, was_done: "WasDone") -> bool:
+        try:
+            return was_done(await self.look(workflow_id))
+        except NotFound:
+            return was_done(None)
+
+    async def _once(
+        self,
+        workflow_id: WorkflowId,
+        operation: Operation,
+        arguments: tuple[Any, ...],
+        shard: ShardId | None = None,
+        timeout_ms: int | None = None,
+    ) -> Any:
+        if self._is_here(workflow_id):
+            return await operation.run(self._here, *arguments)
+        if shard is None:
+            shard = self._here.shard_of(workflow_id)
+        way = self._way_to(shard)
+        if self._elsewhere is None or way is None:
+            raise NotOwner(f"Nobody serves shard {shard} at present")
+        member, epoch = way
+        return await self._elsewhere.call(
+            member,
+            operation,
+            arguments,
+            timeout_ms=timeout_ms or self._timeout_ms,
+            shard=shard,
+            epoch=epoch,
+        )
 
 
-def check_input(plan: Plan, encoded: bytes) -> None:
-    """InvalidRequest: the definition's inputSchema does not take this input."""
-    fault = input_fault(plan, encoded)
-    if fault is not None:
-        raise InvalidRequest(fault)
+# -- repetitions whose first attempt nobody answered
+
+WasDone = Callable[[Execution | None], bool]
+"""Whether a command that is refused now was done before; None: there is no such workflow."""
 
 
-def _open_by_ref(execution: Execution, ref: str) -> Task | None:
-    """The first open task of that full name, else the first whose name without rounds is it."""
-    for task in execution.open_tasks():
-        if task.ref == ref:
-            return task
-    for task in execution.open_tasks():
-        if task.base_ref == ref:
-            return task
-    return None
+def _was_done(event: Event) -> WasDone | None:
+    match event:
+        case Terminated():
+            return partial(_has_status, WorkflowStatus.TERMINATED)
+        case Paused():
+            return partial(_has_status, WorkflowStatus.PAUSED)
+        case Resumed():
+            return partial(_has_status, WorkflowStatus.RUNNING)
+        case _:
+            return None
+
+
+def _has_status(status: WorkflowStatus, execution: Execution | None) -> bool:
+    return execution is not None and execution.header.status is status
+
+
+def _runs_again(execution: Execution | None) -> bool:
+    return execution is not None and not execution.is_terminal
+
+
+def _is_gone(execution: Execution | None) -> bool:
+    return execution is None

@@ -65,6 +65,14 @@ class Outside(Protocol):
     async def launch(self, workflow_id: WorkflowId, request: dict[str, object]) -> None:
         """Start a workflow of its own under that id, once. NotFound, InvalidRequest."""
 
+    async def deliver(self, workflow_id: WorkflowId, event: Event) -> None:
+        """As Carrier in mail.py."""
+
+    async def start_child(
+        self, parent_id: WorkflowId, child: StartChild, *, repeated: bool
+    ) -> bool:
+        """As Carrier in mail.py."""
+
 
 class ScriptFailed(Exception):
     """A script that came to no value: why, and whether its time was up."""
@@ -133,7 +141,7 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Carry effects out until cancelled."""
-        self._mail = Mail(self.shards, self._clock, spawn=self._spawn)
+        self._mail = Mail(self.shards, self._outside, self._clock, spawn=self._spawn)
         async with asyncio.TaskGroup() as self._group:
             self._group.create_task(self._lane.run())
             while True:

@@ -15,7 +15,7 @@ class Routes:
     def __init__(self, shards: ShardTable, membership: Membership) -> None:
         self._shards = shards
         self._membership = membership
-        self._owners: dict[ShardId, LogId] = {}
+        self._owned: dict[ShardId, ShardRow] = {}
         self._by_log: dict[LogId, Member] = {}
         self._refreshing: asyncio.Future[None] | None = None
         self.members: Mapping[str, Member] = {}
@@ -23,12 +23,17 @@ class Routes:
 
     def owner_of(self, shard: ShardId) -> Member | None:
         """The member that owns a shard; None: nobody does, or its owner is not up."""
-        owner = self._owners.get(shard)
-        return None if owner is None else self._by_log.get(owner)
+        row = self._owned.get(shard)
+        return None if row is None or row.owner is None else self._by_log.get(row.owner)
+
+    def epoch_of(self, shard: ShardId) -> int:
+        """The epoch in which that owner holds it; -1: it has none."""
+        row = self._owned.get(shard)
+        return -1 if row is None else row.epoch
 
     def learn_rows(self, rows: Sequence[ShardRow]) -> None:
         """Somebody has read the routing table."""
-        self._owners = {row.shard: row.owner for row in rows if row.owner is not None}
+        self._owned = {row.shard: row for row in rows if row.owner is not None}
 
     def learn_members(self, members: Mapping[str, Member]) -> None:
         """Somebody has read who is up."""

@@ -220,7 +220,8 @@ class Shards:
             try:
                 execution = await self.residents.get(child_id)
             except NotFound:
-                pass
+                # Another order for the same start may have been faster since.
+                execution = self.resident(child_id)
         if execution is not None:
             await self._log.committed(execution.last_entry)
             header = execution.header
@@ -607,6 +608,10 @@ class Shards:
     def is_served(self, workflow_id: WorkflowId) -> bool:
         """Whether events for a workflow are taken here."""
         return shard_of(workflow_id, shard_count=self._shard_count) in self.epochs
+
+    def epoch_of(self, workflow_id: WorkflowId) -> int | None:
+        """The epoch in which its shard is served here; None: it is not."""
+        return self.epochs.get(shard_of(workflow_id, shard_count=self._shard_count))
 
     def serve(self, epochs: Mapping[ShardId, int]) -> None:
         """Take events for these shards from now on; what earlier owners did is in the store."""
