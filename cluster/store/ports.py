@@ -43,6 +43,11 @@ def revision_of(epoch: int, position: int) -> int:
     return epoch << _POSITION_BITS | position
 
 
+def epoch_of(revision: int) -> int:
+    """The epoch in which a row with this revision was logged."""
+    return revision >> _POSITION_BITS
+
+
 class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One row of a workflow: 0 = header, then input, variables, output and tasks.
 
@@ -55,7 +60,7 @@ class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 Revised: TypeAlias = tuple[Row, int]
-"""A row with its revision."""
+"""A row with its revision. Equal revisions of a row, an entry or a summary have equal contents."""
 
 
 class Fence(msgspec.Struct, frozen=True):

@@ -35,7 +35,7 @@ async def test_a_scan_pages_through_one_shard_by_id(stores: Stores) -> None:
 async def test_an_entry_yields_to_a_higher_revision_only(stores: Stores) -> None:
     one = workflow_id()
     await stores.open_set.put([(entry(one, 50, unfinished=True), 5)])
-    await stores.open_set.put([(entry(one, 40), 5), (entry(workflow_id()), 1)])
+    await stores.open_set.put([(entry(one, 50, unfinished=True), 5), (entry(workflow_id()), 1)])
     await stores.open_set.put([(entry(one, 40), 4)])
     assert (await scanned(stores))[0] == entry(one, 50, unfinished=True)
     await stores.open_set.put([(entry(one), 6)])
