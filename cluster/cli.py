@@ -9,8 +9,7 @@ import click
 from cluster import __version__
 from cluster.errors import ClusterError
 from cluster.logs import set_up_logs
-from cluster.settings import InvalidSettings, Settings, load_settings, settings_page
-from cluster.urls import MemoryUrl, SqliteUrl, parse_queue_url, parse_store_url, without_password
+from cluster.settings import InvalidSettings, load_settings, settings_page
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -45,8 +44,6 @@ def serve(
         settings = load_settings(config=config, flags=flags)
     except InvalidSettings as error:
         give_up(str(error))
-    refuse_what_is_not_built(settings)
-
     set_up_logs(node_id=settings.node_id, level=settings.log_level)
     # Late: `podium version` need not load the whole engine.
     from cluster.node.app import serve as serve_node
@@ -68,15 +65,6 @@ def version() -> None:
 def settings() -> None:
     """Print every setting with its default and meaning, as Markdown."""
     click.echo(settings_page(), nl=False)
-
-
-def refuse_what_is_not_built(settings: Settings) -> None:
-    if not isinstance(parse_store_url(settings.store_url), SqliteUrl | MemoryUrl):
-        url = without_password(settings.store_url)
-        give_up(f"store_url {url}: Cassandra is not served yet; use sqlite:///DIR/podium.db")
-    if not isinstance(parse_queue_url(settings.queue_url), MemoryUrl):
-        url = without_password(settings.queue_url)
-        give_up(f"queue_url {url}: Redis is not served yet; use memory://")
 
 
 def give_up(message: str) -> NoReturn:

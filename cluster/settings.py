@@ -11,7 +11,15 @@ from typing import Annotated, Any
 
 import msgspec
 
-from cluster.urls import InvalidUrl, parse_queue_url, parse_store_url, without_password
+from cluster.urls import (
+    CassandraUrl,
+    InvalidUrl,
+    MemoryUrl,
+    parse_queue_url,
+    parse_replication,
+    parse_store_url,
+    without_password,
+)
 
 PREFIX = "PODIUM_"
 SECRET_PREFIX = "CONDUCTOR_SECRET_"
@@ -53,6 +61,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "`redis-sentinel://h1,h2/master`, `redis-cluster://h1,h2`."
         ),
     ] = "memory://"
+    cassandra_replication: Annotated[
+        str,
+        about(
+            "Copies of all data, when `podium schema apply` creates the keyspace: `3`, "
+            "`dc1:3,dc2:3`, or the map of CQL. Empty: 3, or as many as there are nodes."
+        ),
+    ] = ""
+    cassandra_consistency: Annotated[
+        str,
+        about(
+            "Replicas that answer each request: `QUORUM`, or `LOCAL_QUORUM` where all nodes of "
+            "the engine talk to the same data centre.",
+            pattern="^(QUORUM|LOCAL_QUORUM)$",
+        ),
+    ] = "QUORUM"
+    cassandra_serial_consistency: Annotated[
+        str,
+        about(
+            "The same for compare-and-set: `SERIAL` or `LOCAL_SERIAL`.",
+            pattern="^(SERIAL|LOCAL_SERIAL)$",
+        ),
+    ] = "SERIAL"
     node_id: Annotated[
         str,
         about(
@@ -171,6 +201,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     owner_email_mandatory: Annotated[
         bool, about("Refuse workflow and task definitions without `ownerEmail`.")
     ] = False
+    drain_timeout_ms: Annotated[
+        int,
+        about("Time for handing all shards to other nodes before this one stops.", "ms", ge=0),
+    ] = 20_000
     shutdown_timeout_ms: Annotated[
         int, about("Time for requests in flight when the server is told to stop.", "ms", ge=0)
     ] = 10_000
@@ -186,6 +220,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # Not settings of the server but values for workflows: see SECRET_PREFIX and ENVIRONMENT_PREFIX.
     secrets: Mapping[str, str] = {}
     environment: Mapping[str, str] = {}
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the stores are this process's own: there is no cluster around it."""
+        return not isinstance(parse_store_url(self.store_url), CassandraUrl)
 
     def __repr__(self) -> str:
         """Fit for a log: no secrets, no passwords."""
@@ -273,11 +312,21 @@ def checked(name: str, value: Any, source: str, *, is_text: bool = False) -> Any
 
 def check_together(settings: Settings) -> None:
     """What no single value shows."""
-    for name, parse in (("store_url", parse_store_url), ("queue_url", parse_queue_url)):
+    for name, parse in (
+        ("store_url", parse_store_url),
+        ("queue_url", parse_queue_url),
+        ("cassandra_replication", parse_replication),
+    ):
         try:
             parse(getattr(settings, name))
         except InvalidUrl as error:
             raise InvalidSettings(f"{name}: {error}") from error
+    if settings.is_alone != isinstance(parse_queue_url(settings.queue_url), MemoryUrl):
+        raise InvalidSettings(
+            f"store_url is {without_password(settings.store_url)} and queue_url is "
+            f"{without_password(settings.queue_url)}: a cluster needs both Cassandra and Redis, "
+            "a node on its own keeps its queues in memory://"
+        )
     if settings.shard_count & (settings.shard_count - 1):
         raise InvalidSettings(f"shard_count is {settings.shard_count}: it must be a power of two")
     if settings.lease_renew_ms * 2 > settings.lease_ttl_ms:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import uvloop
 from aiohttp import web
@@ -23,6 +23,7 @@ from cluster.metrics import Metrics
 from cluster.node import wire
 from cluster.node.api import bulk, health, later, metadata, tasks, workflow
 from cluster.node.api.services import Services
+from cluster.node.data_folder import held
 from cluster.node.executors.scripts import ScriptPool, check_javascript
 from cluster.node.incarnation import Front, Home, Incarnation
 from cluster.node.limits import TaskLimits
@@ -34,17 +35,18 @@ from cluster.node.poll import PollDesk
 from cluster.node.router import Elsewhere, Router
 from cluster.node.summaries import describe
 from cluster.settings import Settings
+from cluster.sharding.membership import Presence
 from cluster.sharding.plans import Plans
 from cluster.sharding.routes import Routes
 from cluster.sharding.takeover import restart
-from cluster.store.lease_ports import Leases, Membership
+from cluster.store.lease_ports import Leases, Member, Membership
 from cluster.store.memory import open_memory
 from cluster.store.memory.leases import MemoryLeases, MemoryMembership
 from cluster.store.memory.queues import MemoryTaskQueues
 from cluster.store.ports import LogId, PollData, Stores
 from cluster.store.queue_ports import QueueItem, TaskQueues, task_type_of
 from cluster.store.sql import open_sqlite
-from cluster.urls import MemoryUrl, SqliteUrl, parse_store_url
+from cluster.urls import CassandraUrl, MemoryUrl, SqliteUrl, parse_store_url
 
 log = get_log(__name__)
 
@@ -91,14 +93,15 @@ async def running(
     # First the port: who cannot have it must not touch the stores.
     with _listen(settings.host, settings.port) as listening:
         async with AsyncExitStack() as stack:
-            stores = await stack.enter_async_context(open_stores(settings))
+            ground = await stack.enter_async_context(_ground(settings, clock, random))
             node = Node(
                 settings,
-                stores,
-                MemoryTaskQueues(),
-                MemoryLeases(),
-                MemoryMembership(clock),
-                is_alone=True,
+                ground.stores,
+                ground.queues,
+                ground.leases,
+                ground.membership,
+                is_alone=ground.is_alone,
+                holds_folder=not ground.is_alone,
                 scripts=await stack.enter_async_context(_scripts(settings)),
                 check_javascript=check_javascript,
                 clock=clock,
@@ -132,8 +135,39 @@ def _listen(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen on {host}:{port}: {reason}") from error
 
 
+class _Ground(NamedTuple):
+    """What a node stands on."""
+
+    stores: Stores
+    queues: TaskQueues
+    leases: Leases
+    membership: Membership
+    is_alone: bool
+
+
 @asynccontextmanager
-async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
+async def _ground(settings: Settings, clock: Clock, random: Random) -> AsyncIterator[_Ground]:
+    """The ports that `store_url` and `queue_url` name."""
+    async with AsyncExitStack() as stack:
+        stores = await stack.enter_async_context(open_stores(settings, clock, random))
+        if settings.is_alone:
+            leases, membership = MemoryLeases(), MemoryMembership(clock)
+            yield _Ground(stores, MemoryTaskQueues(), leases, membership, is_alone=True)
+            return
+        # Late: a node that is alone need not have the driver.
+        from cluster.store.redis import open_redis
+
+        stack.enter_context(held(Path(settings.data_dir), settings.node_id))
+        redis = await stack.enter_async_context(
+            open_redis(
+                settings.queue_url, shard_count=settings.shard_count, clock=clock, random=random
+            )
+        )
+        yield _Ground(stores, redis.queues, redis.leases, redis.membership, is_alone=False)
+
+
+@asynccontextmanager
+async def open_stores(settings: Settings, clock: Clock, random: Random) -> AsyncIterator[Stores]:
     """The stores that `store_url` names."""
     match parse_store_url(settings.store_url):
         case SqliteUrl(path):
@@ -143,8 +177,20 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
             stores = open_memory(shard_count=settings.shard_count)
             await stores.shards.create(settings.shard_count)
             yield stores
-        case url:
-            raise NotImplementedError(f"{type(url).__name__} is refused by the command line")
+        case CassandraUrl() as url:
+            # Late: the driver takes its time to load.
+            from cluster.store.cassandra import Consistency, open_cassandra
+
+            async with open_cassandra(
+                url,
+                shard_count=settings.shard_count,
+                clock=clock,
+                random=random,
+                consistency=Consistency(
+                    settings.cassandra_consistency, settings.cassandra_serial_consistency
+                ),
+            ) as stores:
+                yield stores
 
 
 class Node:
@@ -163,16 +209,23 @@ class Node:
         check_javascript: Callable[[str], str | None],
         clock: Clock,
         random: Random,
+        holds_folder: bool = False,
         links: Links | None = None,
     ) -> None:
         """`is_alone`: the stores are locked for this process, so whoever wrote before is gone.
+        `holds_folder`: no other process of this node is there, so its logs are nobody's.
         `links` to other nodes: websockets if they are not given."""
         self._settings = settings
         self._stores = stores
         self._queues = queues
+        self._leases = leases
         self._is_alone = is_alone
+        self._holds_folder = holds_folder
         self._clock = clock
         self._random = random
+        self._began_ms = clock.now_ms()
+        self._past: set[LogId] = set()
+        """The logs that this process has had."""
         self.metrics = Metrics()
         self.lost: Fenced | None = None
         """Why this process cannot go on."""
@@ -180,6 +233,15 @@ class Node:
         self.link = ""
         """Where other nodes reach this one: `host:port`."""
         self.home = Home()
+        self._routes = Routes(stores.shards, membership)
+        self.presence = Presence(
+            membership,
+            self._routes,
+            self._member,
+            clock=clock,
+            heartbeat_ms=settings.heartbeat_ms,
+            ttl_ms=settings.lease_ttl_ms,
+        )
         self._is_closing = False
         self._stopped = asyncio.Event()
 
@@ -192,7 +254,6 @@ class Node:
         self._limits = TaskLimits(self._metadata)
         items = wire.QueueItems()
         plans = Plans(self._metadata.snapshot_body)
-        self._routes = Routes(stores.shards, membership)
         self._links = links or WebSocketLinks(
             node_id=settings.node_id, token=settings.link_token, metrics=self.metrics
         )
@@ -224,6 +285,8 @@ class Node:
             stores=stores,
             queues=queues,
             leases=leases,
+            routes=self._routes,
+            presence=self.presence,
             metadata=self._metadata,
             limits=self._limits,
             plans=plans,
@@ -279,10 +342,11 @@ class Node:
                 self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
                 yield
             finally:
-                # Take nothing more, answer what is under way.
+                # Whoever comes is sent elsewhere, but served while the shards are handed over.
                 self._is_closing = True
                 self._edge.closing = True
                 self._desk.close()
+                await self._hand_over()
                 await runner.cleanup()
 
     @asynccontextmanager
@@ -322,6 +386,7 @@ class Node:
                 group.create_task(loop)
                 for loop in (
                     self._live(incarnation),
+                    self.presence.run(),
                     self._router.run(),
                     self._keep_poll_data(),
                     self._watch_lag(),
@@ -351,15 +416,25 @@ class Node:
         rows = await restart(
             self._stores,
             own,
-            is_predecessor=lambda _: self._is_alone,
+            is_predecessor=self._is_predecessor,
             takes_unowned=self._is_alone,
             describe=describe,
             clock=self._clock,
         )
         incarnation = Incarnation(own, self._front, on_lost=self._lose)
         incarnation.serve(rows)
+        self._past.add(own)
         self.home.incarnation = incarnation
         return incarnation
+
+    def _is_predecessor(self, earlier: LogId) -> bool:
+        """Whether nobody writes that log any more: this process did, or none but this one can."""
+        if self._is_alone or earlier in self._past:
+            return True
+        # Only when the process begins: two that are called the same by mistake would go on
+        # sealing each other's logs for ever.
+        is_first = not self._past
+        return is_first and self._holds_folder and earlier.startswith(f"{self._settings.node_id}/")
 
     async def _live(self, incarnation: Incarnation) -> None:
         """Be one incarnation after the other; alone, the first one that is lost is the last."""
@@ -384,6 +459,27 @@ class Node:
         log.error("the commit log is lost", error=lost.message)
         self.home.incarnation = None
 
+    async def _hand_over(self) -> None:
+        """In a cluster: have the other nodes take the shards, while this one answers still."""
+        incarnation = self.home.incarnation
+        if self._is_alone or incarnation is None:
+            return
+        await self.presence.beat()
+        incarnation.controller.drain()
+        try:
+            async with asyncio.timeout(self._settings.drain_timeout_ms / 1000):
+                await incarnation.until_empty()
+        except TimeoutError:
+            log.warning("not all shards were handed over, the others take them over")
+
+    async def _leave(self, incarnation: Incarnation) -> None:
+        """Take this node's log and name out of the cluster, as far as nothing needs them."""
+        await self.presence.leave()
+        if incarnation.controller.is_empty.is_set():
+            await self._leases.drop(incarnation.own)
+            await self._stores.logs.seal(incarnation.own)
+            await self._stores.logs.delete(incarnation.own)
+
     async def _finish(self) -> None:
         """Write down what is committed."""
         incarnation = self.home.incarnation
@@ -393,6 +489,8 @@ class Node:
             async with asyncio.timeout(_LAST_WRITES_S):
                 await incarnation.finish()
                 await self._save_poll_data()
+                if not self._is_alone:
+                    await self._leave(incarnation)
         except (ClusterError, TimeoutError) as error:
             # All of it is in the log: the next process replays it.
             log.warning("stopped before the last checkpoint was written", error=str(error))
@@ -401,7 +499,29 @@ class Node:
 
     def _is_ready(self) -> bool:
         incarnation = self.home.incarnation
-        return incarnation is not None and incarnation.is_recovered and not self._is_closing
+        if incarnation is None or self._is_closing:
+            return False
+        return incarnation.is_recovered and (
+            self._is_alone or (self.presence.clock_is_right and incarnation.controller.has_looked)
+        )
+
+    def _member(self) -> Member:
+        """What the other nodes are told."""
+        incarnation = self.home.incarnation
+        state: Literal["joining", "serving", "draining"] = "serving"
+        if self._is_closing:
+            state = "draining"
+        elif incarnation is None or not self.presence.clock_is_right:
+            state = "joining"
+        return Member(
+            node_id=self._settings.node_id,
+            log=LogId("") if incarnation is None else incarnation.own,
+            link=self.link,
+            state=state,
+            shard_count=self._settings.shard_count,
+            version=__version__,
+            started_ms=self._began_ms,
+        )
 
     def _complete(self, item: QueueItem) -> bytes:
         return wire.complete_payload(

@@ -20,12 +20,15 @@ from cluster.node.summaries import describe
 from cluster.settings import Settings
 from cluster.sharding.checkpoint import Checkpoint
 from cluster.sharding.commit_log import CommitLog
+from cluster.sharding.controller import Controller
 from cluster.sharding.dispatch import Dispatcher, Outside
 from cluster.sharding.idempotency import Keys
 from cluster.sharding.leases import LeaseKeeper
+from cluster.sharding.membership import Presence
 from cluster.sharding.plans import Plans
 from cluster.sharding.recovery import Recovery
 from cluster.sharding.residents import Residents
+from cluster.sharding.routes import Routes
 from cluster.sharding.shard import Sent, Shards
 from cluster.sharding.timers import Timers
 from cluster.store.lease_ports import Leases
@@ -48,6 +51,8 @@ class Front:
     stores: Stores
     queues: TaskQueues
     leases: Leases
+    routes: Routes
+    presence: Presence
     metadata: Metadata
     limits: TaskLimits
     plans: Plans
@@ -188,6 +193,20 @@ class Incarnation:
             grace_ms=settings.audit_grace_ms,
             on_page=self._relieve,
         )
+        self.controller = Controller(
+            self,
+            stores,
+            front.leases,
+            front.presence,
+            front.routes,
+            node_id=settings.node_id,
+            describe=describe,
+            clock=clock,
+            ttl_ms=settings.lease_ttl_ms,
+            heartbeat_ms=settings.heartbeat_ms,
+            poll_ms=settings.shard_poll_ms,
+            stable_ms=settings.stable_ms,
+        )
 
     @property
     def is_recovered(self) -> bool:
@@ -207,6 +226,7 @@ class Incarnation:
                     self._dispatcher.run(),
                     self._timers.run(),
                     self.lease.run(),
+                    self.controller.run(),
                     self._recover(),
                     self._audit(),
                 )
@@ -217,6 +237,8 @@ class Incarnation:
 
     def serve(self, rows: Sequence[ShardRow]) -> None:
         """Serve shards that were claimed for this log, and see that their workflows go on."""
+        if self.lost is not None:
+            return
         shards = [row.shard for row in rows]
         self.shards.serve({row.shard: row.epoch for row in rows})
         self._timers.serve(shards)
@@ -231,6 +253,18 @@ class Incarnation:
         await self.finish()
         await self.residents.forget(shards)
         self.keys.forget_unless(self.shards.is_served)
+
+    async def until_empty(self) -> None:
+        """Wait until a drain is through, or the log is lost."""
+        waits = [
+            asyncio.ensure_future(event.wait())
+            for event in (self.controller.is_empty, self._ended_early)
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     def recover(self, shards: Collection[ShardId]) -> None:
         """Have the open workflows of shards issue their effects again, in the background."""

@@ -52,9 +52,6 @@ class Holder(Protocol):
     async def finish(self) -> None:
         """Write down all that was decided so far. Fenced: the log is lost."""
 
-    def recover(self, shards: Collection[ShardId]) -> None:
-        """Have the effects of all open workflows issued again."""
-
     def lose(self, lost: Fenced) -> None:
         """The log is lost."""
 
@@ -137,13 +134,10 @@ class Controller:
         watched = (owners | others | self._strays) - {self._holder.own}
         self._absent = owners - seen.counters.keys() - {self._holder.own}
         before = self._watch.silent
-        has_lost = self._watch.saw(seen, watched, sent_ms=sent_ms, received_ms=clock.monotonic_ms())
+        self._watch.saw(seen, watched, sent_ms=sent_ms, received_ms=clock.monotonic_ms())
         if not self._holder.lease.is_proved:
             # Whom this node does not reach, others may not have reached.
             self._watch.missed()
-        if has_lost:
-            _lines.warning("the server of leases and queues has lost what it held")
-            self._holder.recover(tuple(self._holder.shards.epochs))
         if self._watch.silent - before or self._absent:
             self._news.set()
 

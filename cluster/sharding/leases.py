@@ -153,8 +153,8 @@ class LeaseWatch:
 
     def saw(
         self, seen: LeasesSeen, logs: Iterable[LogId], *, sent_ms: int, received_ms: int
-    ) -> bool:
-        """Take a reading, for the logs that matter; True if the server lost what it held."""
+    ) -> None:
+        """Take a reading, for the logs that matter."""
         lost = self._generation is not None and seen.generation != self._generation
         gap = self._read_ms is None or sent_ms - self._read_ms > self._gap_ms_max
         if lost or gap:
@@ -173,7 +173,6 @@ class LeaseWatch:
         self._silent = frozenset(
             log for log, (_, since_ms) in still.items() if sent_ms - since_ms >= self._ttl_ms
         )
-        return lost
 
     def missed(self) -> None:
         """The leases or the store did not answer: owners may have had no chance to renew."""

@@ -79,7 +79,11 @@ def test_secrets_and_environment_are_the_variables_with_conductors_prefixes() ->
 
 
 def test_neither_secrets_nor_passwords_are_in_what_a_log_would_show() -> None:
-    environ = {"CONDUCTOR_SECRET_KEY": "hush-1", "PODIUM_QUEUE_URL": "redis://u:hush-2@h/0"}
+    environ = {
+        "CONDUCTOR_SECRET_KEY": "hush-1",
+        "PODIUM_QUEUE_URL": "redis://u:hush-2@h/0",
+        "PODIUM_STORE_URL": "cassandra://u:hush-3@h/ks",
+    }
     assert "hush" not in repr(load_settings(environ=environ))
 
 
@@ -118,7 +122,11 @@ def test_what_cannot_be_used_is_refused_and_named(
 
 
 def test_a_node_that_others_can_reach_needs_the_token_of_its_cluster() -> None:
-    flags = {"queue_url": "redis://h:6379/0", "link_host": "10.0.0.7"}
+    flags = {
+        "store_url": "cassandra://h/ks",
+        "queue_url": "redis://h:6379/0",
+        "link_host": "10.0.0.7",
+    }
     with pytest.raises(InvalidSettings, match="need a link_token"):
         load_settings(environ={}, flags=flags)
     settings = load_settings(environ={"PODIUM_LINK_TOKEN": "hush"}, flags=flags)
@@ -230,8 +238,8 @@ def test_a_password_is_hidden_even_in_an_address_that_is_none() -> None:
     ("arguments", "message"),
     [
         (["--port", "99999"], "port is 99999: Expected `int` <= 65535"),
-        (["--store", "cassandra://h/ks"], "Cassandra is not served yet"),
-        (["--queue", "redis://:hush@h/0"], "queue_url redis://***@h/0: Redis is not served yet"),
+        (["--store", "cassandra://h/ks"], "a cluster needs both Cassandra and Redis"),
+        (["--queue", "redis://:hush@h/0"], "queue_url is redis://***@h/0: a cluster needs both"),
         (["--config", "absent.toml"], "cannot read absent.toml"),
         (["--store", "nonsense"], "'nonsense' is no address"),
     ],
