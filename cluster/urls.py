@@ -1,4 +1,4 @@
-"""The addresses of stores and queues: text to parts and no further; nothing is opened here."""
+"""The addresses of stores and queues, and their copies: text to parts; nothing is opened here."""
 
 import re
 from urllib.parse import unquote
@@ -61,6 +61,9 @@ QueueUrl = MemoryUrl | RedisUrl | RedisSentinelUrl | RedisClusterUrl
 STORES = "memory://, sqlite:///DIR/podium.db or cassandra://h1,h2:9042/keyspace"
 QUEUES = "memory://, redis://h:6379/0, redis-sentinel://h1,h2/master or redis-cluster://h1,h2"
 
+REPLICATION = "3, dc1:3,dc2:3 or {'class': 'SimpleStrategy', 'replication_factor': 1}"
+NETWORK = "NetworkTopologyStrategy"
+
 SHAPE = re.compile(r"^([a-z][a-z-]*)://(?:([^@/]*)@)?([^/]*)(?:/(.*))?$", re.DOTALL)
 HOST_NAME = re.compile(r"^(?:[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])$")
 KEYSPACE = re.compile(r"^[A-Za-z][A-Za-z0-9_]{0,47}$")
@@ -112,6 +115,35 @@ def parse_queue_url(url: str) -> QueueUrl:
             return RedisClusterUrl(parse_hosts(url, hosts, REDIS_PORT), login)
         case _:
             raise wrong(url, QUEUES)
+
+
+def parse_replication(text: str) -> dict[str, str]:
+    """What a keyspace of Cassandra is replicated by, as CQL takes it. Raises InvalidUrl.
+
+    `3` copies in each data centre, `dc1:3,dc2:3`, or the map of CQL itself; empty gives nothing.
+    """
+    if not text:
+        return {}
+    if text.startswith("{"):
+        try:
+            found = msgspec.json.decode(text.replace("'", '"'), type=dict[str, str | int])
+        except msgspec.DecodeError as error:
+            raise InvalidUrl(f"{text!r}: {error}; wanted: {REPLICATION}") from None
+        copies = {name: str(value) for name, value in found.items()}
+    elif text.isdigit():
+        copies = {"class": NETWORK, "replication_factor": text}
+    else:
+        parts = (part.partition(":") for part in text.split(","))
+        copies = {"class": NETWORK, **{name.strip(): count for name, _, count in parts}}
+    counts = [value for name, value in copies.items() if name != "class"]
+    if (
+        "class" not in copies
+        or not counts
+        or not all(re.fullmatch(r"[1-9][0-9]?", count) for count in counts)
+        or not all(re.fullmatch(r"[A-Za-z0-9_.-]+", word) for word in (*copies, copies["class"]))
+    ):
+        raise InvalidUrl(f"{text!r} is no replication; wanted: {REPLICATION}")
+    return copies
 
 
 def without_password(url: str) -> str:
