@@ -130,8 +130,6 @@ class Header(msgspec.Struct, array_like=True):
     """When the engine has to look at this workflow next; 0 = no timer."""
     work: list[WorkItem] = []
     """Steps decided but not yet taken: the continuation of a transition that was cut short."""
-    unfinished: bool = False
-    """It has effects under way that a new owner must issue again."""
     failure_workflow: str = ""
     """The id of the compensating run; "?" while it is still to be started."""
     idempotency_key: str | None = None

@@ -33,7 +33,7 @@ from cluster.node.middleware import Edge
 from cluster.node.outside import OutsideWorld, PooledScripts, Scripts
 from cluster.node.poll import PollDesk
 from cluster.node.router import Elsewhere, Router
-from cluster.node.summaries import describe
+from cluster.node.summaries import describe_replayed
 from cluster.settings import Settings
 from cluster.sharding.membership import Presence
 from cluster.sharding.plans import Plans
@@ -418,7 +418,7 @@ class Node:
             own,
             is_predecessor=self._is_predecessor,
             takes_unowned=self._is_alone,
-            describe=describe,
+            describe=describe_replayed,
             clock=self._clock,
         )
         incarnation = Incarnation(own, self._front, on_lost=self._lose)

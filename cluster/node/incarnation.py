@@ -18,7 +18,7 @@ from cluster.node.metadata import Metadata
 from cluster.node.poll import PollDesk
 from cluster.node.summaries import describe
 from cluster.settings import Settings
-from cluster.sharding.checkpoint import Checkpoint
+from cluster.sharding.checkpoint import Checkpoint, Described
 from cluster.sharding.commit_log import CommitLog
 from cluster.sharding.controller import Controller
 from cluster.sharding.dispatch import Dispatcher, Outside
@@ -39,6 +39,10 @@ log = get_log(__name__)
 
 ACTIVE_WORKER_MS = 10_000
 """A domain counts as served for this long after a poll (rule 120)."""
+
+_EFFECTS_OUT_S = 0.5
+"""How long a checkpoint waits for a slow queue. After that it marks what it writes: the next owner
+would have to issue those effects again."""
 
 _DAY_MS = 24 * 3600 * 1000
 
@@ -99,6 +103,7 @@ class Incarnation:
         self._ended_early = asyncio.Event()
         self._unrecovered: set[ShardId] = set()
         self._have_unrecovered = asyncio.Event()
+        self._are_effects_out = False
         settings, stores = front.settings, front.stores
         clock, metrics = front.clock, front.metrics
         self.keys = Keys(stores.executions, ttl_ms=settings.idempotency_ttl_days * _DAY_MS)
@@ -113,9 +118,10 @@ class Incarnation:
         self.checkpoint = Checkpoint(
             stores,
             own,
-            describe,
+            self._describe,
             clock=clock,
             metrics=metrics,
+            before_write=self._see_effects_out,
             on_written=self._written,
             on_lost=self.lose,
             interval_ms=settings.checkpoint_interval_ms,
@@ -307,6 +313,23 @@ class Incarnation:
         await self.audit.run()
 
     # -- callbacks of the parts
+
+    async def _see_effects_out(self) -> None:
+        """Learn whether all effects of what is about to be checkpointed have left."""
+        out = self._dispatcher.all_out()
+        await asyncio.wait([out], timeout=_EFFECTS_OUT_S)
+        self._are_effects_out = out.done()
+
+    def _describe(self, workflow_id: WorkflowId, header: bytes) -> Described:
+        execution = self.residents.executions.get(workflow_id)
+        return describe(
+            workflow_id,
+            header,
+            may_lack_effects=not self._are_effects_out
+            or self._dispatcher.is_under_way(workflow_id)
+            or (execution is not None and bool(execution.scripts))
+            or bool(self._unrecovered or self._recovery.pending),
+        )
 
     def _written(self, workflow_ids: Sequence[WorkflowId], position: int) -> None:
         self.residents.written(workflow_ids, position)

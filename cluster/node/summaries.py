@@ -7,25 +7,28 @@ from cluster.sharding.checkpoint import Described
 from cluster.store.ports import OpenEntry, Summary
 
 
-def describe(workflow_id: WorkflowId, encoded: bytes) -> Described:
-    """Read a header row."""
+def describe_replayed(workflow_id: WorkflowId, encoded: bytes) -> Described:
+    """Read a header row that a dead process wrote last: nobody knows which effects it issued."""
+    return describe(workflow_id, encoded, may_lack_effects=True)
+
+
+def describe(
+    workflow_id: WorkflowId, encoded: bytes, *, may_lack_effects: bool = False
+) -> Described:
+    """Read a header row. `may_lack_effects`: not all that this workflow has asked for so far has
+    reached its queue, or been answered: whoever owns it next has to issue it again."""
     header = decode_header(encoded)
     # A run that has ended may still have tasks to cancel, a failure workflow to start, or orders
     # that no other shard has acknowledged.
-    is_open = (
-        header.status in OPEN_WORKFLOW
-        or header.failure_workflow == "?"
-        or header.work
-        or header.orders
-    )
+    is_on_its_way = bool(header.failure_workflow == "?" or header.work or header.orders)
     entry = OpenEntry(
         workflow_id,
         next_due_ms=header.due_ms or None,
-        has_unfinished_effects=header.unfinished,
+        has_unfinished_effects=may_lack_effects or is_on_its_way,
     )
     parent_id = header.parent_id
     return Described(
-        open=entry if is_open else None,
+        open=entry if is_on_its_way or header.status in OPEN_WORKFLOW else None,
         summary=Summary(
             workflow_id=workflow_id,
             name=header.name,

@@ -164,7 +164,8 @@ class Checkpoint:
     """Takes what the commit log committed and writes it behind; `run` does so at intervals.
 
     `on_written(workflow_ids, position)`: all rows of these workflows up to `position` are in the
-    stores. `on_lost`: the log turned out to be sealed; nothing more is written.
+    stores. `on_lost`: the log turned out to be sealed; nothing more is written. `before_write` is
+    awaited when it is settled what the next write holds, and before any of it is described.
     """
 
     def __init__(
@@ -177,6 +178,7 @@ class Checkpoint:
         metrics: Metrics,
         on_written: Callable[[Sequence[WorkflowId], int], None],
         on_lost: Callable[[Fenced], None],
+        before_write: Callable[[], Awaitable[None]] | None = None,
         interval_ms: int = 1_000,
         bytes_max: int = 8 << 20,
     ) -> None:
@@ -186,6 +188,7 @@ class Checkpoint:
         self._clock = clock
         self._on_written = on_written
         self._on_lost = on_lost
+        self._before_write = before_write
         self._interval_ms = interval_ms
         self._bytes_max = bytes_max
         self._metrics = metrics
@@ -237,6 +240,8 @@ class Checkpoint:
             if count:
                 log.debug("checkpoint begins", upto=upto, workflows=count)
             try:
+                if count and self._before_write is not None:
+                    await self._before_write()
                 await write_merged(
                     merged,
                     self._stores,

@@ -52,8 +52,12 @@ class Recovery:
         self.pending: set[ShardId] = set()
         """Shards whose open workflows have not all been looked at."""
 
-    async def run(self, shards: Collection[ShardId]) -> None:
-        """Recover every open workflow of some shards. Requests are served meanwhile."""
+    async def run(self, shards: Collection[ShardId], *, marked_only: bool = False) -> None:
+        """Recover the open workflows of some shards. Requests are served meanwhile.
+
+        `marked_only`: the queues hold what they held under the last owner, so that only those need
+        it whose last checkpoint, or replay, does not know that all their effects were issued.
+        """
         slots = asyncio.Semaphore(_AT_ONCE)
         self.pending.update(shards)
         count = 0
@@ -71,9 +75,11 @@ class Recovery:
                     if not page:
                         break
                     for entry in page:
+                        if marked_only and not entry.has_unfinished_effects:
+                            continue
                         await slots.acquire()
                         group.create_task(self._recover(entry.workflow_id, slots))
-                    count += len(page)
+                        count += 1
                     after = page[-1].workflow_id
                     self._on_page()
         self.pending.difference_update(shards)
