@@ -343,10 +343,8 @@ class Node:
                 yield
             finally:
                 # Whoever comes is sent elsewhere, but served while the shards are handed over.
-                self._is_closing = True
                 self._edge.closing = True
-                self._desk.close()
-                await self._hand_over()
+                await self.hand_over()
                 await runner.cleanup()
 
     @asynccontextmanager
@@ -459,12 +457,17 @@ class Node:
         log.error("the commit log is lost", error=lost.message)
         self.home.incarnation = None
 
-    async def _hand_over(self) -> None:
-        """In a cluster: have the other nodes take the shards, while this one answers still."""
+    async def hand_over(self) -> None:
+        """Answer polls with nothing; in a cluster, have the other nodes take the shards, while
+        this one answers still."""
+        self._is_closing = True
+        self._desk.close()
         incarnation = self.home.incarnation
         if self._is_alone or incarnation is None:
             return
         await self.presence.beat()
+        # The others look for released shards often once they have heard of it.
+        await asyncio.sleep(self._settings.heartbeat_ms / 1000)
         incarnation.controller.drain()
         try:
             async with asyncio.timeout(self._settings.drain_timeout_ms / 1000):

@@ -6,10 +6,11 @@ from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Protocol, TypeVar
 
-from cluster.clock import Clock
+from cluster.clock import Clock, stopwatch_s
 from cluster.errors import ClusterError, Fenced
 from cluster.ids import ShardId
 from cluster.logs import get_log
+from cluster.metrics import Metrics
 from cluster.sharding.checkpoint import Describe
 from cluster.sharding.insist import insist
 from cluster.sharding.leases import LeaseKeeper, LeaseWatch
@@ -70,6 +71,7 @@ class Controller:
         node_id: str,
         describe: Describe,
         clock: Clock,
+        metrics: Metrics,
         ttl_ms: int,
         heartbeat_ms: int,
         poll_ms: int,
@@ -83,6 +85,7 @@ class Controller:
         self._node_id = node_id
         self._describe = describe
         self._clock = clock
+        self._metrics = metrics
         self._ttl_ms = ttl_ms
         self._heartbeat_ms = heartbeat_ms
         self._poll_ms = poll_ms
@@ -153,12 +156,23 @@ class Controller:
                 return  # Whoever waits for the end of this log has been told.
             except ClusterError as failure:
                 _lines.warning("shards could not be looked after", error=failure.message)
+            await self._rest(wait_ms)
+
+    async def _rest(self, wait_ms: int) -> None:
+        """Until the next look is due, or something has changed."""
+        until_ms = self._clock.monotonic_ms() + wait_ms
+        changes = self._presence.changes
+        while changes == self._presence.changes:
+            left_ms = until_ms - self._clock.monotonic_ms()
+            if left_ms <= 0:
+                break
             try:
-                async with asyncio.timeout(wait_ms / 1000):
+                async with asyncio.timeout(min(left_ms, _SOON_MS) / 1000):
                     await self._news.wait()
+                break
             except TimeoutError:
                 pass
-            self._news.clear()
+        self._news.clear()
 
     async def _look(self) -> bool:
         """One look at all rows, and what follows from it; True to look again soon."""
@@ -238,15 +252,25 @@ class Controller:
         if moves.serve:
             holder.serve(moves.serve)
         if moves.claim:
+            began_s = stopwatch_s()
             won = await take_over(
                 self._stores, moves.claim, holder.own, describe=self._describe, clock=self._clock
             )
             _lines.info("shards were claimed", wanted=len(moves.claim), won=len(won))
             holder.serve(won)
+            self._count(moves.claim, won, stopwatch_s() - began_s)
         if moves.give_up:
             await self._give_up(moves.give_up)
         if moves.release:
             await self._release(moves.release)
+
+    def _count(self, claimed: Sequence[ShardRow], won: Sequence[ShardRow], took_s: float) -> None:
+        owners = {row.shard: row.owner for row in claimed}
+        for row in won:
+            is_released = owners[row.shard] is None
+            self._metrics.shard_moves.of("claimed" if is_released else "taken_over").inc()
+            if not is_released:
+                self._metrics.shard_takeover.of().observe(took_s)
 
     async def _give_up(self, rows: Sequence[ShardRow]) -> None:
         # What is written down while they are served does not hold the move up.
@@ -254,6 +278,7 @@ class Controller:
         self._given_up.update({row.shard: row.epoch for row in rows})
         await self._holder.give_up([row.shard for row in rows])
         await self._release(rows)
+        self._metrics.shard_moves.of("given_up").inc(len(rows))
         _lines.info("shards were given up", count=len(rows))
 
     async def _release(self, rows: Sequence[ShardRow]) -> None:

@@ -41,6 +41,10 @@ class Presence:
         self._serving: frozenset[str] = frozenset()
         self._has_left = False
         self.clock_is_right = False
+        self.clock_off_ms = 0
+        """How far this clock was ahead of the server's at the last look."""
+        self.changes = 0
+        """How often nodes that may own shards came or went."""
 
     @property
     def members(self) -> Mapping[str, Member]:
@@ -89,7 +93,8 @@ class Presence:
         self._read_ms = self._clock.monotonic_ms()
         took_ms = self._read_ms - began_ms
         # The server looked at its clock at some moment between question and answer.
-        off_ms = abs(seen.server_now_ms - sent_ms - took_ms // 2) - (took_ms + 1) // 2
+        self.clock_off_ms = sent_ms + took_ms // 2 - seen.server_now_ms
+        off_ms = abs(self.clock_off_ms) - (took_ms + 1) // 2
         is_right = off_ms <= CLOCK_OFF_MS_MAX
         if is_right != self.clock_is_right:
             self.clock_is_right = is_right
@@ -102,4 +107,5 @@ class Presence:
         if serving != self._serving:
             self._serving = serving
             self._changed_ms = self._read_ms
+            self.changes += 1
             log.info("nodes came or went", serving=sorted(serving))
