@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 
 from cluster.engine.model import Execution, Header
 from cluster.engine.plan import Plan
@@ -154,9 +155,14 @@ class Residents:
             return
         loading = asyncio.ensure_future(self._load(workflow_id))
         self._loading[workflow_id] = loading
-        loading.add_done_callback(lambda _: self._loading.pop(workflow_id, None))
+        loading.add_done_callback(partial(self._loaded, workflow_id))
         # Whoever gives up waiting must not stop the load for the others.
         await asyncio.shield(loading)
+
+    def _loaded(self, workflow_id: WorkflowId, loading: "asyncio.Future[None]") -> None:
+        del self._loading[workflow_id]
+        if not loading.cancelled():
+            loading.exception()  # Whoever still waits hears of it.
 
     def _epoch_of(self, workflow_id: WorkflowId) -> int:
         epoch = self._epochs.get(shard_of(workflow_id, shard_count=self._shard_count))

@@ -192,7 +192,7 @@ class Shards:
         self._own(workflow_id)
         execution = self.residents.executions.get(workflow_id)
         if execution is None:
-            execution = await self.residents.get(workflow_id)
+            execution = await self._find(workflow_id)
         if isinstance(event, TaskUpdated):
             count_conflict(self._metrics, execution, event)
         await self._answer(execution, event)
@@ -201,8 +201,8 @@ class Shards:
         """`apply` for those who want no answer, another shard or an effect: returns when it is
         durable, and waits for nothing that the event has set going."""
         self._own(workflow_id)
-        execution = await self.residents.get(workflow_id)
-        await self._log.committed(self._decide(execution, event))
+        execution = await self._find(workflow_id)
+        await self._stands(self._decide(execution, event))
 
     async def start_child(
         self, parent_id: WorkflowId, child: StartChild, *, repeated: bool
@@ -257,7 +257,7 @@ class Shards:
     ) -> None:
         """Run again from the top; `plan` None keeps the definition."""
         self._own(workflow_id)
-        execution = await self.residents.get(workflow_id)
+        execution = await self._find(workflow_id)
         control.check_restart(execution, plan or execution.plan)
         if plan is not None:
             execution.plan = plan
@@ -270,10 +270,11 @@ class Shards:
 
         Unavailable: other shards have not heard yet what it had to tell them.
         """
-        execution = await self.residents.get(workflow_id)
+        self._own(workflow_id)
+        execution = await self._find(workflow_id)
         if execution.orders:
             await self.wait_until(workflow_id, has_no_orders, _ORDERS_MS_MAX)
-            execution = await self.residents.get(workflow_id)
+            execution = await self._find(workflow_id)
             if execution.orders:
                 raise Unavailable(f"Relatives of workflow {workflow_id} cannot be reached now")
         shard = self._own(workflow_id)
@@ -315,19 +316,17 @@ class Shards:
         self._own(workflow_id)
         is_sure = self._authority.is_fresh
         while True:
-            try:
-                execution = await self.residents.get(workflow_id)
-            except NotFound:
-                await self._sure(is_sure)
-                raise
+            execution = await self._find(workflow_id)
             self._own(workflow_id)
             if execution.last_entry > self._log.last_committed:
+                # This proves nothing of now: it may be the answer to an append of before the
+                # question, which this process has only come to hear after it had stood still.
                 await self._log.committed(execution.last_entry)
             elif is_sure:
                 return execution
             else:
                 await self._authority.confirm()
-            is_sure = True
+                is_sure = True
 
     async def read(self, workflow_id: WorkflowId) -> Execution:
         """`view` for those who want to see how a run ended: with its failure workflow, if that
@@ -378,6 +377,15 @@ class Shards:
             await self._log.committed(entry)
         else:
             await self._sure(self._authority.is_fresh)
+
+    async def _find(self, workflow_id: WorkflowId) -> Execution:
+        """The execution. NotFound: there is none, and no later owner can have started it."""
+        is_sure = self._authority.is_fresh
+        try:
+            return await self.residents.get(workflow_id)
+        except NotFound:
+            await self._sure(is_sure)
+            raise
 
     async def _sure(self, is_sure: bool) -> None:
         if not is_sure:
