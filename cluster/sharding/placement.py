@@ -41,13 +41,13 @@ class Sight:
 class Moves:
     """What to do now."""
 
-    claim: Sequence[ShardRow] = ()
+    claim: tuple[ShardRow, ...] = ()
     """Take over, from logs that are gone or from nobody."""
-    serve: Sequence[ShardRow] = ()
+    serve: tuple[ShardRow, ...] = ()
     """These were claimed, and the answer got lost."""
-    give_up: Sequence[ShardRow] = ()
+    give_up: tuple[ShardRow, ...] = ()
     """Stop serving these, write them down, release them."""
-    release: Sequence[ShardRow] = ()
+    release: tuple[ShardRow, ...] = ()
     """These are not served: release them, again perhaps."""
     overruled: ShardRow | None = None
     """A shard that is served here has another owner: this log must have been sealed."""
@@ -104,9 +104,9 @@ def decide(sight: Sight) -> Moves:
         else:
             serve.append(row)
     return Moves(
-        claim=claim,
-        serve=serve,
-        give_up=give_up[:MOVED_AT_ONCE],
-        release=release,
+        claim=tuple(claim),
+        serve=tuple(serve),
+        give_up=tuple(give_up[:MOVED_AT_ONCE]),
+        release=tuple(release),
         is_restless=is_restless or bool(claim or give_up or release),
     )

@@ -165,7 +165,9 @@ async def until(condition: Callable[[], bool], *, timeout_s: float = 60) -> floa
     loop = asyncio.get_running_loop()
     began = loop.time()
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while True:
+            if condition():
+                break
             await asyncio.sleep(0.01)
     return loop.time() - began
 
