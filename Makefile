@@ -63,11 +63,11 @@ chaos-cluster: setup services ## the faults of a cluster, longer and over a ring
 	@CHAOS_RING=3 CHAOS_LENGTH=$(or $(CHAOS_LENGTH),4) $(BIN)/python -m pytest -q tests/chaos/cluster
 
 bench: setup ## throughput, CPU per workflow, CPU per task as workflows grow; next to nothing else
-	@$(BIN)/python bench/embedded.py
+	@$(BIN)/python -m bench.embedded
 	@$(BIN)/python bench/cost_per_task.py
 
 bench-compare: setup services ## the same load on Podium and on the real Conductor, side by side
-	@$(BIN)/python bench/compare.py
+	@$(BIN)/python -m bench.compare
 
 services: setup ## install Redis, a JDK and Maven by apt, fetch Conductor (the tests need them)
 	@./ops/services.sh

@@ -3,7 +3,7 @@
 Conductor stays up and warm over all rounds (a cold JVM is many times slower); windows of the two
 alternate, so that what else the machine does meets both. CPU is that of all processes of a server.
 
-    python bench/compare.py [--conductor sqlite redis] [--rounds 5] [--seconds 15] [--warmup 60]
+    python -m bench.compare [--conductor sqlite redis] [--rounds 5] [--seconds 15] [--warmup 60]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from contextlib import ExitStack
 from typing import Any
 
-from measuring import ROOT, Server, conductor, cpu_ms_of, is_sound, load, podium
+from bench.measuring import ROOT, Server, conductor, cpu_ms_of, is_sound, load, podium
 
 SCENARIOS = ("simple1", "chain5", "fork10")
 _WARM_AGAIN_S = 3

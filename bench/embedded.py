@@ -4,7 +4,7 @@ Starts `podium serve` on a temporary folder, lets rest_load.py drive each scenar
 one, batch polls, all ids verified at the end), and prints a table. Load generator and server share
 the machine, so let nothing else run. The whole figures go to build/bench.jsonl.
 
-    python bench/embedded.py [--seconds 20] [--warmup 5] [--scenario simple1 ...] [--store URL]
+    python -m bench.embedded [--seconds 20] [--warmup 5] [--scenario simple1 ...] [--store URL]
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import sys
 from typing import Any
 
-from measuring import ROOT, cpu_ms_of, is_sound, load, podium
+from bench.measuring import ROOT, cpu_ms_of, is_sound, load, podium
 
 # CPU of the server per workflow, in ms, that issue 3 asks for.
 LIMITS_MS = {"simple1": 0.6, "chain5": 1.8, "fork10": 3.0}

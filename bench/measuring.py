@@ -13,10 +13,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ops.cassandra_up import Options, Ring
+from ops.redis_up import Servers
 
 ROOT = Path(__file__).parents[1]
 PODIUM = Path(sys.executable).parent / "podium"
@@ -43,12 +46,50 @@ def podium(*options: str) -> Iterator[Server]:
             wait_until_healthy(server, port, log)
             yield Server(f"http://127.0.0.1:{port}/api", {"podium": server.pid})
         finally:
-            server.terminate()
-            try:
-                server.wait(30)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+            stop(server)
+
+
+@contextmanager
+def cluster(
+    nodes: int, *, heap: str = "1g", settings: dict[str, str] | None = None
+) -> Iterator[Server]:
+    """Node processes on one Cassandra node (RF 1) and one Redis without AOF, all started here."""
+    with tempfile.TemporaryDirectory(prefix="podium-bench-") as name, ExitStack() as stack:
+        folder = Path(name)
+        ring = Ring(folder / "cassandra", options=Options(heap=heap))
+        stack.callback(ring.stop)
+        ring.start()
+        redis = Servers("standalone", folder / "redis")
+        stack.callback(redis.stop)
+        redis.start()
+        environment = {
+            **os.environ,
+            "PODIUM_STORE_URL": f"cassandra://{ring.hosts}/podium",
+            "PODIUM_QUEUE_URL": redis.url,
+            "PODIUM_CASSANDRA_REPLICATION": "1",
+            "PODIUM_LINK_TOKEN": "bench",
+            **(settings or {}),
+        }
+        subprocess.run([PODIUM, "schema", "apply"], env=environment, check=True)
+        processes = {"cassandra": ring.nodes[0].pid, "redis": redis.primary().pid}
+        urls = []
+        for number in range(1, nodes + 1):
+            port = free_port()
+            log = folder / f"node-{number}.log"
+            command = [str(PODIUM), "serve", "--port", str(port)]
+            command += ["--data", str(folder / f"node-{number}")]
+            with log.open("wb") as output:
+                node = subprocess.Popen(
+                    command,
+                    env={**environment, "PODIUM_NODE_ID": f"node-{number}"},
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
+            stack.callback(stop, node)
+            wait_until_healthy(node, port, log, path="/health/ready")
+            processes[f"node-{number}"] = node.pid
+            urls.append(f"http://127.0.0.1:{port}/api")
+        yield Server(",".join(urls), processes)
 
 
 @contextmanager
@@ -115,11 +156,22 @@ def is_sound(row: dict[str, Any]) -> bool:
     return not row["errors"] and not row["unacked_at_end"] and not row["verify"]["not_ok"]
 
 
-def wait_until_healthy(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def stop(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(60)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+def wait_until_healthy(
+    server: subprocess.Popen[bytes], port: int, log: Path, *, path: str = "/health"
+) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and server.poll() is None:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
