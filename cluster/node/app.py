@@ -25,13 +25,15 @@ from cluster.node.api import bulk, health, later, metadata, tasks, workflow
 from cluster.node.api.services import Services
 from cluster.node.data_folder import held
 from cluster.node.executors.scripts import ScriptPool, check_javascript
+from cluster.node.fragments import StoredFragments
 from cluster.node.incarnation import Front, Home, Incarnation
 from cluster.node.limits import TaskLimits
 from cluster.node.link import Links, LinkServer, WebSocketLinks, is_link
-from cluster.node.metadata import Metadata
+from cluster.node.metadata import Changes, Metadata
 from cluster.node.middleware import Edge
 from cluster.node.outside import OutsideWorld, PooledScripts, Scripts
 from cluster.node.poll import PollDesk
+from cluster.node.poll_book import PollBook
 from cluster.node.router import Elsewhere, Router
 from cluster.node.summaries import describe_replayed
 from cluster.settings import Settings
@@ -43,14 +45,13 @@ from cluster.store.lease_ports import Leases, Member, Membership
 from cluster.store.memory import open_memory
 from cluster.store.memory.leases import MemoryLeases, MemoryMembership
 from cluster.store.memory.queues import MemoryTaskQueues
-from cluster.store.ports import LogId, PollData, Stores
+from cluster.store.ports import LogId, Stores
 from cluster.store.queue_ports import QueueItem, TaskQueues, task_type_of
 from cluster.store.sql import open_sqlite
 from cluster.urls import CassandraUrl, MemoryUrl, SqliteUrl, parse_store_url
 
 log = get_log(__name__)
 
-_POLL_DATA_EVERY_S = 5
 _LAG_EVERY_S = 0.1
 _LAST_WRITES_S = 30
 _LAST_LINKS_S = 1
@@ -250,8 +251,10 @@ class Node:
             clock,
             check_javascript=check_javascript,
             owner_email_required=settings.owner_email_mandatory,
+            changes=None if is_alone else Changes(stores.metadata),
         )
         self._limits = TaskLimits(self._metadata)
+        self._metadata.on_change = self._limits.load
         items = wire.QueueItems()
         plans = Plans(self._metadata.snapshot_body)
         self._links = links or WebSocketLinks(
@@ -278,8 +281,10 @@ class Node:
             limits_of=self._limits.of,
             fragment_of=items.fragment,
             complete=self._complete,
+            fragments=None if is_alone else StoredFragments(items, plans, self._limits),
             counts_holds=False,
         )
+        self._poll_book = PollBook(self._desk, stores.records, clock, is_shared=not is_alone)
         self._front = Front(
             settings=settings,
             stores=stores,
@@ -315,7 +320,7 @@ class Node:
             metrics=self.metrics,
             settings=settings,
             catch_up=self._router.catch_up,
-            save_poll_data=self._save_poll_data,
+            save_poll_data=self._poll_book.save,
             measure=self._measure,
             is_ready=self._is_ready,
         )
@@ -386,7 +391,8 @@ class Node:
                     self._live(incarnation),
                     self.presence.run(),
                     self._router.run(),
-                    self._keep_poll_data(),
+                    self._metadata.run(),
+                    self._poll_book.run(),
                     self._watch_lag(),
                 )
             ]
@@ -491,7 +497,7 @@ class Node:
         try:
             async with asyncio.timeout(_LAST_WRITES_S):
                 await incarnation.finish()
-                await self._save_poll_data()
+                await self._poll_book.save()
                 if not self._is_alone:
                     await self._leave(incarnation)
         except (ClusterError, TimeoutError) as error:
@@ -532,22 +538,6 @@ class Node:
         )
 
     # -- background
-
-    async def _keep_poll_data(self) -> None:
-        while True:
-            await asyncio.sleep(_POLL_DATA_EVERY_S)
-            try:
-                await self._save_poll_data()
-            except ClusterError as error:
-                log.warning("poll data was not saved", error=error.message)
-
-    async def _save_poll_data(self) -> None:
-        polls = [
-            PollData(poll.task_type, poll.domain or "", poll.worker_id or "", poll.last_poll_ms)
-            for poll in self._desk.drain_poll_data()
-        ]
-        if polls:
-            await self._stores.records.put_poll_data(polls)
 
     async def _watch_lag(self) -> None:
         loop, observe = asyncio.get_running_loop(), self.metrics.event_loop_lag.of().observe

@@ -32,7 +32,9 @@ class TaskLimits:
 
     async def load(self) -> None:
         """Read all registered definitions."""
-        for body in await self._metadata.task_defs():
+        bodies = await self._metadata.task_defs()
+        self._registered = {}
+        for body in bodies:
             self._note(payloads.load(body))
 
     async def refresh(self, names: Iterable[str]) -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -17,15 +18,27 @@ from cluster.engine.definitions import (
     task_names_of,
     unpinned_sub_workflows_of,
 )
-from cluster.errors import Conflict, InvalidRequest, NotFound, ValidationFailed, Violation
+from cluster.errors import (
+    ClusterError,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    ValidationFailed,
+    Violation,
+)
+from cluster.logs import get_log
 from cluster.store.ports import Definition, MetadataStore
+
+log = get_log(__name__)
 
 WORKFLOW = "workflow"
 TASK = "task"
+_CHANGES = "changes"
 TASK_DEF_VERSION = 0
 
 CACHE_BYTES_MAX = 64 * 1024 * 1024
 STORED_HASHES_MAX = 10_000
+_CATCH_UP_EVERY_S = 1
 
 Json = dict[str, Any]
 
@@ -48,11 +61,50 @@ class Resolved(NamedTuple):
     version: int
 
 
+class Changes:
+    """How often definitions were changed, by whichever node: one row that counts.
+
+    It is read by all who ask at a time together; but nobody is given what was read, or began to
+    be, before it asked.
+    """
+
+    def __init__(self, store: MetadataStore) -> None:
+        self._store = store
+        self._reading: asyncio.Future[int] | None = None
+        self._next: asyncio.Future[int] | None = None
+
+    async def announce(self, at_ms: int) -> None:
+        """Something was changed; every `latest` that begins after this returned knows it."""
+        await self._store.put(_CHANGES, _CHANGES, 0, b"{}", at_ms=at_ms, expected_revision=None)
+
+    async def latest(self) -> int:
+        """A number that is another one after each change."""
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._read_after(self._reading))
+            self._next.add_done_callback(_looked_at)
+        # Whoever gives up waiting must not stop the reading for the others.
+        return await asyncio.shield(self._next)
+
+    async def _read_after(self, reading: "asyncio.Future[int] | None") -> int:
+        if reading is not None and not reading.done():
+            await asyncio.wait((reading,))
+        # From here on it is too late to join.
+        self._reading, self._next = self._next, None
+        found = await self._store.get(_CHANGES, _CHANGES, 0)
+        return 0 if found is None else found.revision
+
+
+def _looked_at(reading: "asyncio.Future[int]") -> None:
+    if not reading.cancelled():
+        reading.exception()  # Whoever asked has been told.
+
+
 class Metadata:
-    """Definitions of one node that is the only writer of its MetadataStore.
+    """Definitions of one node.
 
     Snapshots are cached by (name, version asked for), up to `cache_bytes_max`; any change of any
     definition empties the cache, so a start that comes after the change was answered sees it.
+    Where other nodes write to the store too, every start sees to it that nobody has.
     """
 
     def __init__(
@@ -63,8 +115,15 @@ class Metadata:
         check_javascript: CheckJavascript,
         owner_email_required: bool = False,
         cache_bytes_max: int = CACHE_BYTES_MAX,
+        changes: Changes | None = None,
     ) -> None:
+        """`changes` None: nobody else writes to the store."""
         self._store = store
+        self._shared = changes
+        self._as_of: int | None = None
+        """The change up to which what is cached is right."""
+        self.on_change: Callable[[], Awaitable[None]] | None = None
+        """Called when another node has changed definitions."""
         self._clock = clock
         self._check_javascript = check_javascript
         self._owner_email_required = owner_email_required
@@ -86,6 +145,10 @@ class Metadata:
     async def register(self, body: Any, *, overwrite: bool = False) -> None:
         """POST /metadata/workflow. Conflict: this version stands already, and not `overwrite`."""
         definition = self._checked(body, "registerWorkflowDef.arg0")
+        async with self._changing():
+            await self._register(definition, overwrite)
+
+    async def _register(self, definition: Json, overwrite: bool) -> None:
         name, version = definition["name"], definition["version"]
         standing = await self._store.get(WORKFLOW, name, version)
         if standing is not None:
@@ -120,8 +183,9 @@ class Metadata:
             violations += self._violations(definition, f"{label}[{i}]")
             definitions.append(definition)
         _raise_if_any(violations)
-        for definition in definitions:
-            await self._put_updated(definition)
+        async with self._changing():
+            for definition in definitions:
+                await self._put_updated(definition)
         return [definition["name"] for definition in definitions]
 
     def validate(self, body: Any) -> None:
@@ -171,8 +235,9 @@ class Metadata:
 
     async def remove_workflow(self, name: str, version: int) -> None:
         """NotFound: there is none. Runs that were started keep their snapshot."""
-        removed = await self._store.remove(WORKFLOW, name, version)
-        self._forget()
+        async with self._changing():
+            removed = await self._store.remove(WORKFLOW, name, version)
+            self._forget()
         if not removed:
             raise NotFound(f"No such workflow definition: {name} version: {version}")
 
@@ -189,10 +254,12 @@ class Metadata:
             definitions.append(definition)
         _raise_if_any(violations)
         now_ms = self._clock.now_ms()
-        for definition in definitions:
-            definition |= {"createTime": now_ms, "updateTime": 0, "createdBy": ""}
-            definition.pop("updatedBy", None)
-            await self._put(TASK, definition["name"], TASK_DEF_VERSION, definition, now_ms, None)
+        async with self._changing():
+            for definition in definitions:
+                definition |= {"createTime": now_ms, "updateTime": 0, "createdBy": ""}
+                definition.pop("updatedBy", None)
+                name = definition["name"]
+                await self._put(TASK, name, TASK_DEF_VERSION, definition, now_ms, None)
 
     async def update_task_def(self, body: Any) -> None:
         """PUT /metadata/taskdefs. NotFound: there is none of that name."""
@@ -209,7 +276,8 @@ class Metadata:
             "createdBy": "",
             "updatedBy": "",
         }
-        await self._put(TASK, name, TASK_DEF_VERSION, definition, now_ms, None)
+        async with self._changing():
+            await self._put(TASK, name, TASK_DEF_VERSION, definition, now_ms, None)
 
     async def task_def(self, name: str) -> bytes:
         """One definition as JSON. NotFound."""
@@ -224,14 +292,15 @@ class Metadata:
 
     async def remove_task_def(self, name: str) -> None:
         """NotFound: there is none."""
-        try:
-            removed = await self._store.remove(TASK, name, TASK_DEF_VERSION)
-            self._remember_task_def(name, None)
-        except BaseException:
-            self._doubtful.add(name)
-            raise
-        finally:
-            self._forget()
+        async with self._changing():
+            try:
+                removed = await self._store.remove(TASK, name, TASK_DEF_VERSION)
+                self._remember_task_def(name, None)
+            except BaseException:
+                self._doubtful.add(name)
+                raise
+            finally:
+                self._forget()
         if not removed:
             raise NotFound("No such task definition")
 
@@ -270,9 +339,12 @@ class Metadata:
 
     def snapshot_cached(self, name: str, version: int | None) -> Resolved | None:
         """What `snapshot` would return, if that takes no look into the store."""
-        found = self._cache.get((name, version))
+        return None if self._shared is not None else self._cached((name, version))
+
+    def _cached(self, key: tuple[str, int | None]) -> Resolved | None:
+        found = self._cache.get(key)
         if found is not None:
-            self._cache.move_to_end((name, version))
+            self._cache.move_to_end(key)
         return found
 
     async def snapshot(self, name: str, version: int | None) -> Resolved:
@@ -281,10 +353,15 @@ class Metadata:
         NoSuchWorkflow, or NotFound: a sub-workflow step names a definition that is not there.
         """
         key = (name, version)
+        if self._shared is not None:
+            await self.catch_up()
+            found_here = self._cached(key)
+            if found_here is not None:
+                return found_here
         # One at a time per definition: a crowd of starts must not read the store once each.
         lock = self._loading.setdefault(key, asyncio.Lock())
         async with lock:
-            cached = self.snapshot_cached(name, version)
+            cached = self._cached(key)
             if cached is not None:
                 return cached
             changes = self._changes
@@ -341,6 +418,44 @@ class Metadata:
         self._changes += 1
         self._cache.clear()
         self._cache_bytes = 0
+
+    # -- what other nodes write
+
+    async def catch_up(self) -> None:
+        """Know of every change that was answered before this began."""
+        if self._shared is None:
+            return
+        latest = await self._shared.latest()
+        if latest != self._as_of:
+            # Before anything is read again: what comes of it is as of now, or later.
+            self._as_of = latest
+            self._forget()
+            try:
+                await self.read_task_defs()
+                if self.on_change is not None:
+                    await self.on_change()
+            except BaseException:
+                self._as_of = None
+                raise
+
+    async def run(self) -> None:
+        """Hear of changes within a second though nobody asks, until cancelled."""
+        while self._shared is not None:
+            await asyncio.sleep(_CATCH_UP_EVERY_S)
+            try:
+                await self.catch_up()
+            except ClusterError as error:
+                log.warning("changes of definitions were not read", error=error.message)
+
+    @asynccontextmanager
+    async def _changing(self) -> AsyncIterator[None]:
+        """Around writes: the other nodes hear of them before they are answered."""
+        try:
+            yield
+        finally:
+            # Also after a fault: the write may have been done all the same.
+            if self._shared is not None:
+                await self._shared.announce(self._clock.now_ms())
 
     # -- writing
 

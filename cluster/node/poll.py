@@ -8,7 +8,7 @@ as it takes to carry them, and nobody polls the queue while nothing happens.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 from itertools import count
 from typing import Protocol
@@ -28,6 +28,8 @@ POLLED_QUEUES_MAX = 10_000
 
 # How often at least a parked poll looks again when a due time is known: the clock may be set.
 _RETRY_MS_MAX = 1000
+# A domain that was polled so lately is known to be served.
+_KNOWN_MS = 5000
 # Looks in a row that found only tasks their owners did not want handed out, before others run.
 _ROUNDS_MAX = 50
 
@@ -54,6 +56,16 @@ class TaskOwner(Protocol):
 
     def take_back(self, task_id: TaskId, *, delivery: int) -> None:
         """The worker never got this delivery: SCHEDULED again."""
+
+
+class Fragments(Protocol):
+    """The constant parts of answers, which polls of every node need."""
+
+    def knows(self, key: str) -> bool:
+        """Whether `fragment_of` has it."""
+
+    async def fetch(self, key: str, task_type: str) -> None:
+        """Have it from now on, if it can be had at all. May not raise."""
 
 
 class PollData(msgspec.Struct, frozen=True, gc=False):
@@ -89,10 +101,12 @@ class PollDesk:
         limits_of: Callable[[str], Limits | None],
         fragment_of: Callable[[str], bytes],
         complete: Callable[[QueueItem], bytes],
+        fragments: Fragments | None = None,
         counts_holds: bool = True,
     ) -> None:
         """`limits_of` a task type; `fragment_of` a key, as JSON members (`"workflowTask":{…},…`);
         `complete` the payload of an item that is marked incomplete. None of them may raise.
+        `fragments` fetches those that other nodes have made; None: there are no others.
 
         `counts_holds` False: the queues do not know yet which tasks workers have from before a
         restart, so types with a concurrency limit hand out nothing until `holds_are_counted`.
@@ -104,9 +118,13 @@ class PollDesk:
         self._limits_of = limits_of
         self._fragment_of = fragment_of
         self._complete = complete
+        self._fragments = fragments
         self._lines: dict[str, _Line] = {}
         self._deadlines = _Deadlines(clock)
         self._poll_data: dict[tuple[str, str | None], PollData] = {}
+        self._elsewhere: dict[tuple[str, str | None], PollData] = {}
+        self.has_new_domain = asyncio.Event()
+        """A domain is polled here that was not, not lately: the other nodes should hear of it."""
         self._unsaved: set[tuple[str, str | None]] = set()
         self._parked = metrics.polls_parked.of()
         self._closed = False
@@ -159,8 +177,16 @@ class PollDesk:
             await self._queues.hand_back(polled.queue, items)
 
     def last_poll(self, task_type: str, domain: str | None) -> PollData | None:
-        """The last poll this node has seen of a queue."""
-        return self._poll_data.get((task_type, domain or None))
+        """The last poll of a queue that this node has seen or heard of."""
+        key = (task_type, domain or None)
+        here, elsewhere = self._poll_data.get(key), self._elsewhere.get(key)
+        if here is None or elsewhere is None:
+            return here or elsewhere
+        return here if here.last_poll_ms >= elsewhere.last_poll_ms else elsewhere
+
+    def hear(self, polls: Iterable[PollData]) -> None:
+        """What all nodes have told of their polls, in place of what was heard before."""
+        self._elsewhere = {(poll.task_type, poll.domain or None): poll for poll in polls}
 
     def poll_data(self, task_type: str | None = None) -> list[PollData]:
         """The last poll of each queue this node has seen, of one task type or of all."""
@@ -258,6 +284,8 @@ class PollDesk:
             room = request.count - len(polled.items)
             popped = await self._queues.pop(queue, count=room, now_ms=now_ms, limits=limits)
             try:
+                if self._fragments is not None:
+                    await self._fetch_fragments(popped.items, task_type)
                 refused = self._hand_over(popped.items, request, polled, now_ms)
             except BaseException:
                 left = [item for item in popped.items if item not in polled.items]
@@ -278,6 +306,12 @@ class PollDesk:
         elif popped.cut_by == "concurrent":
             self._metrics.task_concurrent_execution_limited.of(task_type).inc()
         return popped.again_ms
+
+    async def _fetch_fragments(self, items: Sequence[QueueItem], task_type: str) -> None:
+        assert self._fragments is not None
+        for key in {item.fragment for item in items if item.fragment}:
+            if not self._fragments.knows(key):
+                await self._fragments.fetch(key, task_type)
 
     def _hand_over(
         self, items: Sequence[QueueItem], request: "_Request", polled: Polled, now_ms: int
@@ -337,7 +371,10 @@ class PollDesk:
             del self._poll_data[oldest]
             self._unsaved.discard(oldest)
             self._metrics.poll_data_dropped.of().inc()
-        self._poll_data[key] = PollData(*key, request.worker_id, self._clock.now_ms())
+        now_ms = self._clock.now_ms()
+        if request.domain and (known is None or known.last_poll_ms < now_ms - _KNOWN_MS):
+            self.has_new_domain.set()
+        self._poll_data[key] = PollData(*key, request.worker_id, now_ms)
         self._unsaved.add(key)
 
 

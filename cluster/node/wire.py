@@ -347,6 +347,15 @@ class QueueItems:
         definitions is answered without `workflowTask`: workers do not need it."""
         return self._fragments.get(key, COMMON_FRAGMENT)
 
+    def knows(self, key: str) -> bool:
+        """Whether the constant part under a key is at hand."""
+        return key in self._fragments
+
+    def learn(self, key: str, node: Node) -> None:
+        """Have at hand what other nodes put in place of the constant part of a step."""
+        if key not in self._fragments:
+            self._keep(key, task_fragment(node))
+
     def _keep(self, key: str, fragment: bytes) -> None:
         self._fragments[key] = fragment
         self._bytes += len(fragment)

@@ -13,8 +13,9 @@ from cluster.node.middleware import EMPTY, Answer
 STRATEGIES = ("TARGET_WORKFLOW", "BLOCKING_WORKFLOW", "BLOCKING_TASK", "BLOCKING_TASK_INPUT")
 _OF_TASK = ("BLOCKING_TASK", "BLOCKING_TASK_INPUT")
 
-# A run tells when it changes, but not when its children do: those are looked at this often.
-_CHILD_LOOK_MS = 20
+# A run tells when it changes, but not when its children do: those are looked at, the less often
+# the longer it takes.
+_CHILD_LOOK_MS, _CHILD_LOOK_MS_MAX = 20, 250
 _CHILD_DEPTH_MAX = 50
 
 
@@ -51,6 +52,7 @@ async def wait_for_stop(
             or _has_ended(execution, refs)
         )
 
+    look_ms = _CHILD_LOOK_MS
     while True:
         left_ms = deadline_ms - clock.monotonic_ms()
         reached = await router.wait_until(workflow_id, stands, max(0, left_ms))
@@ -66,7 +68,8 @@ async def wait_for_stop(
             return Stop(True, None)
         if reached:
             # It waits for a child that has not blocked yet.
-            await router.wait_until(workflow_id, _is_over, min(left_ms, _CHILD_LOOK_MS))
+            await router.wait_until(workflow_id, _is_over, min(left_ms, look_ms))
+            look_ms = min(look_ms * 5 // 4, _CHILD_LOOK_MS_MAX)
 
 
 async def find_blocking(
