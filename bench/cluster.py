@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.measuring import ROOT, Server, cluster, cpu_ms_of, is_sound, load
 
-_COUNTED = ("store_requests", "commit_entries", "queue_calls", "link_frames")
+_COUNTED = ("cassandra", "redis", "commit_log", "checkpoint", "link")
 
 
 def main() -> int:
@@ -33,8 +33,7 @@ def main() -> int:
         with cluster(nodes) as server:
             for scenario in options.scenario:
                 load(server, scenario, seconds=options.warmup / len(options.scenario), warmup=0)
-            for scenario in options.scenario:
-                rows.append(measure(server, scenario, nodes, options))
+            rows += [measure(server, scenario, nodes, options) for scenario in options.scenario]
     report = ROOT / "build" / "cluster.jsonl"
     report.parent.mkdir(exist_ok=True)
     report.write_text("".join(json.dumps(row) + "\n" for row in rows))
