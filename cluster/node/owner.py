@@ -126,7 +126,7 @@ class Owner:
 
         NotFound: no such definition. Conflict: the idempotency key is in use.
         """
-        found = await self._definition(request)
+        found = await self.definition(request)
         if repeated and await self._is_there(workflow_id):
             return
         await self._start(workflow_id, request, found, self._clock.now_ms())
@@ -142,7 +142,8 @@ class Owner:
             await shards.view(workflow_id)
         return True
 
-    async def _definition(self, request: StartWorkflow) -> Resolved:
+    async def definition(self, request: StartWorkflow) -> Resolved:
+        """What a start of this would follow. NotFound."""
         if request.definition is not None:
             return await self._metadata.snapshot_inline(request.definition)
         found = self._metadata.snapshot_cached(request.name, request.version)
@@ -158,6 +159,15 @@ class Owner:
         now_ms: int,
         key_row: Row | None = None,
     ) -> int:
+        new = self.new_workflow(workflow_id, request, found, now_ms)
+        if key_row is not None:
+            new.extra_rows = (key_row,)
+        return await self.shards.start(new)
+
+    def new_workflow(
+        self, workflow_id: WorkflowId, request: StartWorkflow, found: Resolved, now_ms: int
+    ) -> NewWorkflow:
+        """A start with its definition. InvalidRequest: that does not take its input."""
         plan: Plan = self._plans.of(found.snapshot)
         header = Header(
             snapshot=found.snapshot.hash,
@@ -174,10 +184,7 @@ class Owner:
         )
         value = with_template(plan, request.input)
         check_input(plan, value)
-        new = NewWorkflow(workflow_id, plan, header, value)
-        if key_row is not None:
-            new.extra_rows = (key_row,)
-        return await self.shards.start(new)
+        return NewWorkflow(workflow_id, plan, header, value)
 
     async def start_once(
         self, workflow_id: WorkflowId, request: StartWorkflow, key: str
@@ -186,7 +193,7 @@ class Owner:
 
         The check, the key's row and the start are one commit of the key's shard.
         """
-        found = await self._definition(request)
+        found = await self.definition(request)
         key_id = idempotency_id(request.name, key)
         keys = self._home.keys
         async with keys.locked(key_id):

@@ -175,7 +175,16 @@ class Router:
         self._notes: list[Note] = []
         self._have_notes = asyncio.Event()
 
+    @property
+    def owner(self) -> Owner:
+        """What this node does for the workflows that it serves itself."""
+        return self._owner
+
     # -- starts
+
+    def draw_id(self) -> WorkflowId:
+        """An id for a new workflow, of a shard that is served here if there is one."""
+        return self._draw(self._slot())
 
     async def start(self, request: StartWorkflow) -> WorkflowId:
         """Start a workflow; returns its id when the start is durable.
@@ -188,7 +197,7 @@ class Router:
             arguments = (workflow_id, request, key)
             started: WorkflowId = await self._do(workflow_id, remote.START_ONCE, arguments)
             return started
-        workflow_id = self._draw(self._slot())
+        workflow_id = self.draw_id()
         try:
             await self._owner.start(workflow_id, request)
         except _AGAIN as failure:

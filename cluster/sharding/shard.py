@@ -172,6 +172,17 @@ class Shards:
 
     async def start(self, new: NewWorkflow) -> int:
         """Create a workflow and take its first steps; returns its entry when that is durable."""
+        return await self._answer(
+            self._created(new), WorkflowStarted(new.header.create_ms), extra_rows=new.extra_rows
+        )
+
+    def start_now(self, new: NewWorkflow) -> int:
+        """The same for one of many, without waiting: whoever answers waits for `stands`."""
+        return self._decide(
+            self._created(new), WorkflowStarted(new.header.create_ms), extra_rows=new.extra_rows
+        )
+
+    def _created(self, new: NewWorkflow) -> Execution:
         self._own(new.workflow_id)
         execution = Execution(new.workflow_id, new.header, new.plan)
         execution.input = new.input
@@ -179,9 +190,7 @@ class Shards:
         if variables:
             execution.variables = payloads.dump(variables)
         self.residents.add(execution)
-        return await self._answer(
-            execution, WorkflowStarted(new.header.create_ms), extra_rows=new.extra_rows
-        )
+        return execution
 
     async def apply(self, workflow_id: WorkflowId, event: Event) -> None:
         """Decide an event; returns when what it rests on is durable.
@@ -239,6 +248,18 @@ class Shards:
     def apply_now(self, execution: Execution, event: Event) -> int:
         """Decide an event for an execution in memory, without waiting for its commit."""
         return self._decide(execution, event)
+
+    def submit_now(self, execution: Execution, event: Event) -> int:
+        """`apply` for one of many, in memory, without waiting: see `stands`."""
+        if isinstance(event, TaskUpdated):
+            count_conflict(self._metrics, execution, event)
+        return self._decide(execution, event)
+
+    async def stands(self, entry: int) -> None:
+        """Wait until all that was decided up to a log entry is durable, and nobody else can have
+        decided meanwhile. Fenced: the outcome is unknown."""
+        await self._log.committed(entry)
+        await self._sure(self._authority.is_fresh)
 
     def apply_later(self, workflow_id: WorkflowId, event: Event) -> None:
         """Decide an event that nobody waits for; on the spot where that is possible."""
