@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector
 
 AUDIT_KINDS = ("child", "effect", "queue", "timer", "walk")
 """What an open workflow may lack: see node/audit.py."""
+MEMBER_STATES = ("joining", "serving", "draining")
 SHARD_MOVES = ("claimed", "taken_over", "given_up", "lost")
 """How a shard comes to a node (released by its owner; from a dead one) and leaves it (in a planned
 move; with the node's log)."""

@@ -17,9 +17,9 @@ from aiohttp import web
 
 from cluster import __version__
 from cluster.clock import Clock, Random, SystemClock, SystemRandom
-from cluster.errors import ClusterError, Fenced
+from cluster.errors import ClusterError, Fenced, InvalidRequest
 from cluster.logs import get_log
-from cluster.metrics import Metrics
+from cluster.metrics import MEMBER_STATES, Metrics
 from cluster.node import wire
 from cluster.node.api import bulk, health, later, metadata, tasks, workflow
 from cluster.node.api.services import Services
@@ -370,7 +370,8 @@ class Node:
         with _listen(settings.link_host, settings.link_port) as listening:
             await runner.setup()
             await web.SockSite(runner, listening, backlog=_BACKLOG).start()
-            self.link = f"{settings.link_host}:{listening.getsockname()[1]}"
+            here = f"{settings.link_host}:{listening.getsockname()[1]}"
+            self.link = settings.link_advertise or here
             try:
                 yield
             finally:
@@ -461,6 +462,7 @@ class Node:
 
     def _lose(self, lost: Fenced) -> None:
         log.error("the commit log is lost", error=lost.message)
+        self.metrics.lease_lost.of().inc()
         self.home.incarnation = None
 
     async def hand_over(self) -> None:
@@ -548,11 +550,36 @@ class Node:
 
     async def _measure(self) -> None:
         """Set the gauges that nobody keeps up to date."""
+        await self._measure_queues()
+        metrics, incarnation = self.metrics, self.home.incarnation
+        metrics.node_ready.of().set(self._is_ready())
+        metrics.shard_count.of().set(self._settings.shard_count)
+        states: list[str] = [self._member().state]
+        if not self._is_alone:
+            states = [member.state for member in self.presence.members.values()]
+        for state in MEMBER_STATES:
+            metrics.cluster_members.of(state).set(states.count(state))
+        metrics.clock_offset.of().set(self.presence.clock_off_ms / 1000)
+        if incarnation is None:
+            metrics.shard_owned.of().set(0)
+            return
+        metrics.shard_owned.of().set(len(incarnation.shards.epochs))
+        metrics.lease_age.of().set(incarnation.lease.age_ms / 1000)
+        metrics.commit_log_pending_bytes.of().set(
+            incarnation.checkpoint.pending_bytes + incarnation.commit_log.pending_bytes
+        )
+
+    async def _measure_queues(self) -> None:
         metrics, now_ms = self.metrics, self._clock.now_ms()
+        try:
+            sizes = await self._queues.sizes()
+        except ClusterError:
+            # The rest of the page is needed most when the queues are away.
+            sizes = {}
         waiting: Counter[tuple[str, ...]] = Counter()
         held: Counter[tuple[str, ...]] = Counter()
         ages: dict[tuple[str, ...], float] = {}
-        for queue, size in (await self._queues.sizes()).items():
+        for queue, size in sizes.items():
             task_type = task_type_of(queue)
             waiting[task_type, ""] += size.waiting
             held[task_type, ""] += size.held
@@ -562,11 +589,3 @@ class Node:
         metrics.task_queue_depth.replace(waiting)
         metrics.task_in_progress.replace(held)
         metrics.oldest_pending_age.replace(ages)
-        incarnation = self.home.incarnation
-        if incarnation is None:
-            metrics.shard_owned.of().set(0)
-            return
-        metrics.shard_owned.of().set(len(incarnation.shards.epochs))
-        metrics.commit_log_pending_bytes.of().set(
-            incarnation.checkpoint.pending_bytes + incarnation.commit_log.pending_bytes
-        )

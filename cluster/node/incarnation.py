@@ -208,6 +208,7 @@ class Incarnation:
             node_id=settings.node_id,
             describe=describe,
             clock=clock,
+            metrics=metrics,
             ttl_ms=settings.lease_ttl_ms,
             heartbeat_ms=settings.heartbeat_ms,
             poll_ms=settings.shard_poll_ms,
@@ -287,6 +288,7 @@ class Incarnation:
         if self.lost is not None:
             return
         self.lost = lost
+        self._front.metrics.shard_moves.of("lost").inc(len(self.shards.epochs))
         self.shards.give_up(tuple(self.shards.epochs))
         self._on_lost(lost)
         self._ended_early.set()

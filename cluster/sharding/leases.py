@@ -64,6 +64,12 @@ class LeaseKeeper:
         return renewed_ms is not None and self._clock.monotonic_ms() < renewed_ms + self._ttl_ms
 
     @property
+    def age_ms(self) -> int:
+        """Since the last renewal that was acknowledged was sent; 0 before the first."""
+        renewed_ms = self._renewed_ms
+        return 0 if renewed_ms is None else self._clock.monotonic_ms() - renewed_ms
+
+    @property
     def is_proved(self) -> bool:
         """The store has answered this log within the last two renewals."""
         return self._clock.monotonic_ms() - self._proof.proved_ms <= 2 * self._renew_ms
