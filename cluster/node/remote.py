@@ -12,7 +12,7 @@ from cluster.engine.events import Event, Rerun, Retried, TaskHandedBack, TaskPol
 from cluster.engine.model import Execution
 from cluster.engine.plan import Plan
 from cluster.engine.rows import load, state_rows, task_rows
-from cluster.errors import ClusterError, InvalidRequest, NotOwner, NotSupported
+from cluster.errors import ClusterError, NotOwner, NotSupported, Unavailable
 from cluster.ids import ShardId, WorkflowId, shard_of, time_of
 from cluster.node.link import LinkCall
 from cluster.node.owner import Owner, RerunRequest, StartWorkflow
@@ -227,7 +227,8 @@ async def _catch_up(at: Here) -> None:
 
 def _refuse_far_ahead(workflow_id: WorkflowId, now_ms: int) -> None:
     if time_of(workflow_id) > now_ms + _AHEAD_MS_MAX:
-        raise InvalidRequest(f"The id {workflow_id} was drawn by a clock that is far ahead")
+        # Not the caller's fault, for nodes draw ids; and clocks that are off are put right.
+        raise Unavailable(f"The id {workflow_id} was drawn by a clock that is far ahead")
 
 
 START = Operation(_start, takes=tuple[WorkflowId, StartWorkflow, bool], knows_repeats=True)

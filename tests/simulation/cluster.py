@@ -10,6 +10,7 @@ from cluster.errors import ClusterError
 from cluster.node.app import Node
 from cluster.settings import Settings
 from tests.simulation.ledger import Ledger
+from tests.simulation.links import Fabric, SimulatedLinks
 from tests.simulation.network import Network, RedisServer, StoreServer
 from tests.simulation.world import Process, World
 from tests.unit.test_crashes import scripts
@@ -32,6 +33,8 @@ class SimulatedNode:
         self.process = Process(cluster.world, name)
         self.process.wall_offset_ms = cluster.wall_offsets_ms.get(name, 0)
         self.is_up = False
+        self.is_stopping = asyncio.Event()
+        """SIGTERM has come."""
         self.node: Node
 
     async def live(self, cluster: "Cluster") -> None:
@@ -51,16 +54,21 @@ class SimulatedNode:
                 queues,
                 leases,
                 membership,
-                is_alone=True,
+                is_alone=False,
+                holds_folder=True,
+                links=SimulatedLinks(cluster.fabric, process, name),
                 scripts=cluster.scripts,
                 check_javascript=lambda _: None,
                 clock=process,
                 random=process,
             )
+            self.node.link = cluster.fabric.listen(process, name, self.node.services.router.serve)
             try:
                 async with self.node.living():
                     self.is_up = True
-                    await self.node.until(asyncio.Event())
+                    await self.node.until(self.is_stopping)
+                    await self.node.hand_over()
+                return
             except* ClusterError:
                 # As a supervisor does: start it again.
                 self.is_up = False
@@ -75,6 +83,7 @@ class Cluster:
         self.ledger = ledger
         self.names = names
         self.network = Network(world)
+        self.fabric = Fabric(self.network)
         self.store = StoreServer(world, ledger, SHARD_COUNT)
         self.redis = RedisServer(world)
         self.scripts = scripts()
@@ -92,14 +101,22 @@ class Cluster:
         self.world.note(f"{name} starts")
         node = self.nodes[name] = SimulatedNode(self, name)
         main = node.process.spawn(node.live(self))
-        main.add_done_callback(lambda _: self._died(name, main))
+        main.add_done_callback(lambda _: self._ended(name, node, main))
 
-    def _died(self, name: str, main: "asyncio.Task[None]") -> None:
-        """A process that ends by itself is a defect."""
-        if not main.cancelled():
-            failure = main.exception()
-            text = "".join(traceback.format_exception(failure)) if failure else "it has ended"
-            self.ledger.accuse(f"{name} died: {text}")
+    def _ended(self, name: str, node: SimulatedNode, main: "asyncio.Task[None]") -> None:
+        """A process has come to its end by itself."""
+        failure = main.exception()
+        if failure is not None:
+            self.ledger.accuse(f"{name} died: {''.join(traceback.format_exception(failure))}")
+        elif not node.is_stopping.is_set():
+            self.ledger.accuse(f"{name} has ended, and nobody told it to")
+        self.world.note(f"{name} has ended")
+        self.crash(name)
+
+    def stop(self, name: str) -> None:
+        """SIGTERM: hand everything over, then end."""
+        self.world.note(f"{name} is told to stop")
+        self.nodes[name].is_stopping.set()
 
     def crash(self, name: str) -> None:
         """kill -9."""

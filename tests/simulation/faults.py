@@ -30,7 +30,7 @@ class Faults:
             self.world.count(f"fault: {kind}")
             self.world.note(f"fault: {kind}")
 
-    def stop(self) -> None:
+    def heal(self) -> None:
         """From now on nothing is wrong any more."""
         for end in self._ends:
             end()
@@ -73,6 +73,25 @@ class Faults:
 
         node.process.strike_in(self.random.randrange(60), strike)
         self._until(2.0, strike)
+        return True
+
+    def stop(self) -> bool:
+        """SIGTERM, and a start a while after it has ended."""
+        name = self._some_node()
+        if name is None or len(self.cluster.nodes) < 2:
+            return False
+        node = self.cluster.nodes[name]
+        if not node.is_up or node.is_stopping.is_set():
+            return False
+        self.cluster.stop(name)
+
+        def restart() -> None:
+            if name not in self.cluster.nodes:
+                self.cluster.start(name)
+            elif self.cluster.nodes[name] is node:
+                self._until(1.0, restart)
+
+        self._until(self.random.choice((3.0, 8.0)), restart)
         return True
 
     def pause(self) -> bool:
@@ -169,7 +188,7 @@ class Faults:
         """The wall clock of a node is set, by up to ten minutes."""
         name = self._some_node()
         if name is not None:
-            offset_ms = self.random.choice((-600_000, -30_000, -900, 900, 30_000, 600_000))
+            offset_ms = self.random.choice((-600_000, -30_000, -900, 900, 30_000))
             self._set_clock(name, offset_ms)
             self._until(self.random.uniform(2.0, 10.0), lambda: self._set_clock(name, 0))
         return name is not None
@@ -183,6 +202,7 @@ class Faults:
 
 KINDS: dict[str, Callable[[Faults], bool]] = {
     "crash": Faults.crash,
+    "stop and start": Faults.stop,
     "pause": Faults.pause,
     "half-dead node": Faults.half_dead,
     "node without Redis": Faults.without_redis,

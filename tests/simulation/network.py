@@ -61,6 +61,8 @@ class Service:
         self.weather = FAIR
         self.decided: dict[object, int] = {}
         """How many compare-and-sets there were on what stands under a key."""
+        self.script: Callable[[str, str], str | None] = _as_the_weather_has_it
+        """Place and name of a request → how this one fares: a field of Weather, or "" for well."""
 
     def come_up(self) -> None:
         self.is_up = True
@@ -145,8 +147,10 @@ class Network:
             if service.is_up and is_idempotent and serial is None:
                 carry_out()
 
-        kind, chance = _kind(weather, chance)
-        if kind is not None:
+        kind = service.script(place, name)
+        if kind is None:
+            kind = _kind(weather, chance)
+        if kind:
             world.count(f"{service.name}: {kind}")
             world.note(f"{place} {service.name} {name}: {kind}")
         match kind:
@@ -183,13 +187,17 @@ def _fail(refusal: ClusterError, future: "asyncio.Future[Any]") -> None:
     future.set_exception(refusal)
 
 
-def _kind(weather: Weather, chance: float) -> tuple[str | None, float]:
+def _as_the_weather_has_it(place: str, name: str) -> str | None:
+    return None
+
+
+def _kind(weather: Weather, chance: float) -> str:
     for field in fields(Weather):
         share: float = getattr(weather, field.name)
         if chance < share:
-            return field.name.replace("_", " "), chance
+            return field.name.replace("_", " ")
         chance -= share
-    return None, chance
+    return ""
 
 
 def run_now(work: Coroutine[Any, Any, Result]) -> Result:

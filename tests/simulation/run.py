@@ -7,12 +7,16 @@ from typing import Any
 
 import structlog
 
+from cluster.store import ports
 from tests.simulation.checkers import History, judge_run, read_history
 from tests.simulation.cluster import SHARD_COUNT, Cluster
 from tests.simulation.faults import Faults
 from tests.simulation.ledger import Ledger
 from tests.simulation.workload import Workload, register
 from tests.simulation.world import World
+
+# Logs of a simulated minute are short: they are cut all the same.
+ports.SEGMENT_POSITIONS = 16
 
 FAULTS_S = 14.0
 """How long clients start workflows and faults begin."""
@@ -51,7 +55,7 @@ def simulate(seed: int, *, trace: bool = False) -> Outcome:
     faults = Faults(cluster)
     faults.schedule(draw.randint(3, 7), over_s=FAULTS_S)
     world.run(lambda: False, until_s=world.now + FAULTS_S + _CALM_AFTER_S)
-    faults.stop()
+    faults.heal()
     found = end(world, cluster, ledger, workload)
     return Outcome(
         seed,

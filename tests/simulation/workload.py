@@ -81,8 +81,12 @@ class Workload:
                 workflow_id = await self._insist(lambda node: node.services.router.start(start))
             else:
                 workflow_id = await self._once(lambda node: node.services.router.start(start))
-        except (Reset, ClusterError):
+        except Reset:
             return  # It may have happened; nobody was told so.
+        except ClusterError as error:
+            if not error.retryable:
+                self.ledger.accuse(f"start {intent} was refused: {error!r}")
+            return
         finally:
             self.producers_left -= 1
         self.ledger.starts.append(Start(self.cluster.world.now, intent, workflow_id))

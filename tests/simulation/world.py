@@ -139,14 +139,17 @@ class Process:
         self._is_ready = False
         self._tasks: dict[asyncio.Task[Any], None] = {}
         """All that are not done, so that none of them is freed."""
+        self.on_crash: list[Callable[[], None]] = []
         self._struck_in: int | None = None
         self._strike: Callable[[], None] = lambda: None
 
     # -- life
 
     def crash(self) -> None:
-        """From now on nothing of it happens any more."""
+        """From now on nothing of it happens any more; its kernel closes what it had open."""
         self.is_dead = True
+        for closed in self.on_crash:
+            closed()
 
     def strike_in(self, callbacks: int, strike: Callable[[], None]) -> None:
         """Have something happen to it between two of its callbacks, in the midst of a turn."""
@@ -176,7 +179,7 @@ class Process:
 
     def deliver(self, what: Callable[[], None], connection: str) -> None:
         """Something comes in from outside, on a connection that keeps its order."""
-        if self.is_paused:
+        if self.is_paused and not self.is_dead:
             handle = asyncio.Handle(what, (), self.loop)
             self._inbox.setdefault(connection, []).append(handle)
         else:
