@@ -1,8 +1,9 @@
 """The command `podium`. Each command checks what it was given and calls one function."""
 
+import logging
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import click
 
@@ -65,6 +66,42 @@ def version() -> None:
 def settings() -> None:
     """Print every setting with its default and meaning, as Markdown."""
     click.echo(settings_page(), nl=False)
+
+
+@main.group()
+def schema() -> None:
+    """The tables of a cluster in Cassandra."""
+
+
+def schema_command(name: Literal["apply", "status", "diff"], summary: str) -> None:
+    @schema.command(name, help=summary)
+    @click.option("--store", metavar="URL", help="cassandra://h1,h2:9042/keyspace")
+    @click.option(
+        "--config", metavar="FILE", type=click.Path(path_type=Path), help="Settings as TOML."
+    )
+    def act(store: str | None, config: Path | None) -> None:
+        try:
+            settings = load_settings(config=config, flags={"store_url": store}, for_node=False)
+        except InvalidSettings as error:
+            give_up(str(error))
+        # What the driver logs on the way, the error says too.
+        set_up_logs(node_id=settings.node_id, level="warning")
+        logging.getLogger("cassandra").setLevel(logging.CRITICAL)
+        from cluster.node.app import schema as act_on_schema
+
+        try:
+            lines = act_on_schema(settings, name)
+        except ClusterError as error:
+            give_up(str(error))
+        for line in lines:
+            click.echo(line)
+        if name == "diff" and lines:
+            sys.exit(1)
+
+
+schema_command("apply", "Create the keyspace and its tables, or bring them up to date.")
+schema_command("status", "What is applied and what is missing.")
+schema_command("diff", "Where the tables are not as they should be; exit status 1 if anywhere.")
 
 
 def give_up(message: str) -> NoReturn:

@@ -248,10 +248,12 @@ def load_settings(
     config: Path | None = None,
     environ: Mapping[str, str] | None = None,
     flags: Mapping[str, Any] | None = None,
+    for_node: bool = True,
 ) -> Settings:
     """Defaults, overridden by the TOML file, by PODIUM_… variables, by flags, in this order.
 
-    `environ` defaults to that of the process; a flag that is None was not given.
+    `environ` defaults to that of the process; a flag that is None was not given. `for_node` False:
+    no node is going to run with it, so that the queues may be anywhere.
     Raises InvalidSettings.
     """
     environ = os.environ if environ is None else environ
@@ -277,6 +279,8 @@ def load_settings(
         environment=with_prefix(environ, ENVIRONMENT_PREFIX),
     )
     check_together(settings)
+    if for_node:
+        check_store_and_queue(settings)
     return settings
 
 
@@ -321,12 +325,6 @@ def check_together(settings: Settings) -> None:
             parse(getattr(settings, name))
         except InvalidUrl as error:
             raise InvalidSettings(f"{name}: {error}") from error
-    if settings.is_alone != isinstance(parse_queue_url(settings.queue_url), MemoryUrl):
-        raise InvalidSettings(
-            f"store_url is {without_password(settings.store_url)} and queue_url is "
-            f"{without_password(settings.queue_url)}: a cluster needs both Cassandra and Redis, "
-            "a node on its own keeps its queues in memory://"
-        )
     if settings.shard_count & (settings.shard_count - 1):
         raise InvalidSettings(f"shard_count is {settings.shard_count}: it must be a power of two")
     if settings.lease_renew_ms * 2 > settings.lease_ttl_ms:
@@ -357,6 +355,16 @@ def is_loopback(settings: Settings) -> bool:
         return ipaddress.ip_address(settings.link_host).is_loopback
     except ValueError:
         return settings.link_host == "localhost"
+
+
+def check_store_and_queue(settings: Settings) -> None:
+    """Both of a cluster, or both of a node on its own."""
+    if settings.is_alone != isinstance(parse_queue_url(settings.queue_url), MemoryUrl):
+        raise InvalidSettings(
+            f"store_url is {without_password(settings.store_url)} and queue_url is "
+            f"{without_password(settings.queue_url)}: a cluster needs both Cassandra and Redis, "
+            "a node on its own keeps its queues in memory://"
+        )
 
 
 def with_prefix(environ: Mapping[str, str], prefix: str) -> dict[str, str]:

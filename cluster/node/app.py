@@ -48,7 +48,14 @@ from cluster.store.memory.queues import MemoryTaskQueues
 from cluster.store.ports import LogId, Stores
 from cluster.store.queue_ports import QueueItem, TaskQueues, task_type_of
 from cluster.store.sql import open_sqlite
-from cluster.urls import CassandraUrl, MemoryUrl, SqliteUrl, parse_store_url
+from cluster.urls import (
+    CassandraUrl,
+    MemoryUrl,
+    SqliteUrl,
+    parse_replication,
+    parse_store_url,
+    without_password,
+)
 
 log = get_log(__name__)
 
@@ -192,6 +199,34 @@ async def open_stores(settings: Settings, clock: Clock, random: Random) -> Async
                 ),
             ) as stores:
                 yield stores
+
+
+def schema(settings: Settings, action: Literal["apply", "status", "diff"]) -> list[str]:
+    """What was done with the tables of a cluster, or is to be said of them, a line each.
+
+    ClusterError: it cannot be done.
+    """
+    from cluster.store.cassandra import Consistency, connected
+    from cluster.store.cassandra import schema as tables
+
+    url = parse_store_url(settings.store_url)
+    if not isinstance(url, CassandraUrl):
+        raise InvalidRequest(
+            f"store_url is {without_password(settings.store_url)}: only Cassandra has a schema to"
+            " look after (--store cassandra://h1,h2/keyspace)"
+        )
+    replication = parse_replication(settings.cassandra_replication)
+    consistency = Consistency(settings.cassandra_consistency, settings.cassandra_serial_consistency)
+
+    async def act() -> list[str]:
+        async with connected(url, consistency) as session:
+            if action == "apply":
+                return await tables.apply(session, url.keyspace, replication)
+            if action == "status":
+                return await tables.status(session, url.keyspace)
+            return await tables.diff(session, url.keyspace)
+
+    return asyncio.run(act())
 
 
 class Node:

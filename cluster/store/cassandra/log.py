@@ -77,6 +77,10 @@ class CassandraLogStore:
         values = (log.encode(), int64(segment_of(position)), int64(position), entry)
         await self._session.execute(bound(self._append, values))
         # Only now: a fence read before the insert was acknowledged proves nothing.
+        await self.check_open(log)
+
+    async def check_open(self, log: LogId) -> None:
+        """Fenced: the log is sealed or absent."""
         found = await self._session.execute(bound(self._is_open, (log.encode(),)))
         if not found or not found[0][0]:
             raise Fenced(f"log {log} is sealed")

@@ -61,16 +61,15 @@ async def apply(session: Session, keyspace: str, replication: Mapping[str, str])
         )
         done.append(f"created keyspace {keyspace} with {_shown(wanted)}")
     await session.change_schema(_STEPS_TABLE.format(keyspace=keyspace))
-    await session.use(keyspace)
     applied = await _applied(session, keyspace)
     _refuse_newer(keyspace, applied)
     for step in steps():
         if step.number in applied:
             continue
         for statement in step.statements:
-            await session.change_schema(_repeatable(statement))
+            await session.change_schema(_repeatable(statement, keyspace))
         await session.run(
-            "INSERT INTO schema_steps (part, step, name) VALUES (0, %s, %s)",
+            f"INSERT INTO {keyspace}.schema_steps (part, step, name) VALUES (0, %s, %s)",
             (step.number, step.name),
         )
         done.append(f"applied {step.name}")
@@ -187,9 +186,12 @@ def _refuse_newer(keyspace: str, applied: set[int]) -> None:
         )
 
 
-def _repeatable(statement: str) -> str:
+def _repeatable(statement: str, keyspace: str) -> str:
     """A step that was stopped half-way is run again from its beginning."""
-    return re.sub(r"^CREATE (TABLE|INDEX) ", r"CREATE \1 IF NOT EXISTS ", statement)
+    statement = re.sub(r"^CREATE TABLE ", f"CREATE TABLE IF NOT EXISTS {keyspace}.", statement)
+    return re.sub(
+        r"^CREATE INDEX (\w+) ON ", rf"CREATE INDEX IF NOT EXISTS \1 ON {keyspace}.", statement
+    )
 
 
 def _table_differences(

@@ -1,6 +1,7 @@
 """One session of cassandra-driver, awaited: its callbacks cross into asyncio once per burst."""
 
 import asyncio
+import re
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -46,6 +47,7 @@ _REQUEST_S = 10.0
 """After this the driver gives up on an answer; the callers' own deadlines are shorter."""
 
 _CHANGE_S = 60.0
+_TABLE = re.compile(r"\b(FROM|INTO|UPDATE) (\w+)")
 _RECONNECT_S = (0.25, 4.0)
 _HEARTBEAT_S = 5
 _IN_FLIGHT_MAX = 64
@@ -67,8 +69,9 @@ class Consistency:
 class Session:
     """Statements in, rows out. StoreFault: no answer in time, or a refusal."""
 
-    def __init__(self, session: Any, consistency: Consistency) -> None:
+    def __init__(self, session: Any, keyspace: str, consistency: Consistency) -> None:
         self._session = session
+        self._keyspace = keyspace
         self._loop = asyncio.get_running_loop()
         self._quorum = _LEVELS[consistency.quorum]
         self._serial = _LEVELS[consistency.serial]
@@ -80,7 +83,8 @@ class Session:
 
     def prepare(self, cql: str) -> Prepared:
         """A statement at QUORUM, its condition, if it has one, at SERIAL. Blocks."""
-        prepared = self._session.prepare(cql)
+        # Each table with its keyspace: to Cassandra a statement prepared after USE is ambiguous.
+        prepared = self._session.prepare(_TABLE.sub(rf"\1 {self._keyspace}.\2", cql))
         prepared.consistency_level = self._quorum
         prepared.serial_consistency_level = self._serial
         # Explicit timestamps and conditions make every statement of ours repeatable.
@@ -96,13 +100,6 @@ class Session:
     def batch(self) -> BatchStatement:
         """An empty unlogged batch at QUORUM."""
         return BatchStatement(BatchType.UNLOGGED, consistency_level=self._quorum)
-
-    async def use(self, keyspace: str) -> None:
-        """Names of tables without a keyspace mean this one from now on."""
-        try:
-            await asyncio.to_thread(self._session.set_keyspace, keyspace)
-        except (DriverException, NoHostAvailable) as error:
-            raise fault_of(error) from error
 
     async def run(self, cql: str, values: Values = ()) -> list[Any]:
         """A statement that is not worth preparing, its values as `%s`; all of its few rows."""
@@ -269,7 +266,7 @@ async def connected(url: CassandraUrl, consistency: Consistency) -> AsyncIterato
             session = await asyncio.to_thread(driver.connect)
         except (DriverException, NoHostAvailable) as error:
             raise _not_reached(url, error) from error
-        yield Session(session, consistency)
+        yield Session(session, url.keyspace, consistency)
     finally:
         await asyncio.to_thread(driver.shutdown)
 

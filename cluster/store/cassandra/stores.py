@@ -35,7 +35,6 @@ async def open_cassandra(
     """
     async with connected(url, consistency) as session:
         await schema.check(session, url.keyspace)
-        await session.use(url.keyspace)
         # Preparing statements waits for answers.
         stores = await asyncio.to_thread(stores_of, session, shard_count, clock, random)
         await stores.shards.create(shard_count)
