@@ -1,14 +1,15 @@
 """A cluster of nodes in one process, on virtual time, over memory stores that they share."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import fields
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import orjson
 
 from cluster.clock import Clock, SystemRandom
-from cluster.errors import Unreached
+from cluster.errors import Fenced, StoreFault, Unreached
 from cluster.ids import ShardId, WorkflowId, shard_of
 from cluster.node.app import Node
 from cluster.node.incarnation import Incarnation
@@ -18,11 +19,53 @@ from cluster.store.memory import open_memory
 from cluster.store.memory.leases import MemoryLeases, MemoryMembership
 from cluster.store.memory.queues import MemoryTaskQueues
 from cluster.store.ports import ShardRow, Stores
-from tests.support.lives import Death, Scripts, _Port
+from tests.support.lives import Scripts
 from tests.support.virtual_time import VirtualClock
 
 SHARD_COUNT = 16
 _RANDOM = SystemRandom()
+
+
+class Line:
+    """The way from a node to some ports: it can be cut, and hold calls up."""
+
+    def __init__(self) -> None:
+        self._is_cut = False
+        self._is_free = asyncio.Event()
+        self._is_free.set()
+
+    def cut(self) -> None:
+        """Every call fails at once."""
+        self._is_cut = True
+
+    def hold(self) -> None:
+        """Calls wait until the line is mended, and come through then: late, perhaps too late."""
+        self._is_free.clear()
+
+    def mend(self) -> None:
+        self._is_cut = False
+        self._is_free.set()
+
+    def port(self, port: object) -> Any:
+        """A port at the end of this line."""
+        return _Far(port, self)
+
+    async def call(
+        self, method: Callable[..., Awaitable[object]], *args: object, **options: object
+    ) -> object:
+        await self._is_free.wait()
+        if self._is_cut:
+            raise StoreFault("not reached")
+        return await method(*args, **options)
+
+
+class _Far:
+    def __init__(self, port: object, line: Line) -> None:
+        self._port = port
+        self._line = line
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(self._line.call, getattr(self._port, name))
 
 
 class NoLinks:
@@ -53,16 +96,21 @@ class Peer:
     """One node. `kill` ends it without a word, `drain` in order."""
 
     def __init__(
-        self, ground: Ground, node_id: str, *, clock: Clock | None = None, **settings: Any
+        self,
+        ground: Ground,
+        node_id: str,
+        *,
+        clock: Clock | None = None,
+        holds_folder: bool = False,
+        **settings: Any,
     ) -> None:
         self.ground = ground
         self.node_id = node_id
-        self.death = Death()
-        """Of the stores."""
-        self.silence = Death()
-        """Of leases and membership."""
+        self.store_line = Line()
+        self.lease_line = Line()
+        """To leases and membership."""
         stores = {
-            field.name: _Port(getattr(ground.stores, field.name), self.death)
+            field.name: self.store_line.port(getattr(ground.stores, field.name))
             for field in fields(Stores)
         }
         self.node = Node(
@@ -74,11 +122,12 @@ class Peer:
                 route_timeout_ms=1_000,
                 **settings,
             ),
-            Stores(**{name: cast(Any, port) for name, port in stores.items()}),
+            Stores(**stores),
             ground.queues,
-            cast(Any, _Port(ground.leases, self.silence)),
-            cast(Any, _Port(ground.membership, self.silence)),
+            self.lease_line.port(ground.leases),
+            self.lease_line.port(ground.membership),
             is_alone=False,
+            holds_folder=holds_folder,
             scripts=Scripts(),
             check_javascript=lambda _: None,
             clock=clock or ground.clock,
@@ -97,12 +146,22 @@ class Peer:
 
     def kill(self) -> None:
         """From now on nothing that it does has any effect."""
-        self.death.come()
-        self.silence.come()
+        self.hold()
+
+    def hold(self) -> None:
+        """Stand still, as far as anybody else can tell."""
+        self.store_line.hold()
+        self.lease_line.hold()
+
+    def go_on(self) -> None:
+        """What was about to be done is done now."""
+        self.store_line.mend()
+        self.lease_line.mend()
 
     async def bury(self) -> None:
         """Take away what is left of it after a `kill`."""
         self.kill()
+        self.node.lost = Fenced("killed")
         self._served.cancel()
         await asyncio.gather(self._served, return_exceptions=True)
 

@@ -2,8 +2,20 @@
 
 import asyncio
 
-from tests.support.peers import SHARD_COUNT, Peer, are_all_served, new_ground, owner_of, until
-from tests.support.virtual_time import run_virtual
+import pytest
+
+from cluster.errors import ClusterError
+from cluster.ids import WorkflowId
+from tests.support.peers import (
+    SHARD_COUNT,
+    Ground,
+    Peer,
+    are_all_served,
+    new_ground,
+    owner_of,
+    until,
+)
+from tests.support.virtual_time import VirtualClock, run_virtual
 
 
 async def longest_stall_s(peers: list[Peer]) -> float:
@@ -103,5 +115,216 @@ def test_a_drained_node_hands_everything_over_within_a_moment_and_leaves_nothing
             await peer.drain()
         assert {row.owner for row in await ground.rows()} == {None}
         assert await ground.stores.logs.logs() == []
+
+    run_virtual(main())
+
+
+async def three(ground: Ground) -> list[Peer]:
+    """Three nodes that share the shards."""
+    peers = [await Peer(ground, name).begin() for name in ("one", "two", "three")]
+    await until(lambda: are_all_served(peers) and min(len(peer.served) for peer in peers) >= 4)
+    return peers
+
+
+async def drain(peers: list[Peer]) -> None:
+    for peer in peers:
+        await peer.drain()
+
+
+async def keep_starting(peer: Peer, started: list[WorkflowId]) -> None:
+    """Start runs on one node until cancelled; `started` are those that it acknowledged."""
+    while True:
+        try:
+            started.append(await peer.start())
+        except ClusterError:
+            pass
+        await asyncio.sleep(0.05)
+
+
+async def all_run(started: list[WorkflowId], peers: list[Peer]) -> None:
+    for workflow_id in started:
+        assert await owner_of(workflow_id, peers).status(workflow_id) == "RUNNING"
+
+
+def test_a_node_that_stood_still_too_long_loses_its_shards_and_comes_back_with_a_new_log() -> None:
+    async def main() -> None:
+        ground = await new_ground()
+        peers = await three(ground)
+        paused, *left = peers
+        started: list[WorkflowId] = []
+        load = [asyncio.create_task(keep_starting(peer, started)) for peer in peers]
+        await asyncio.sleep(2)
+        own = paused.incarnation.own
+        paused.hold()
+        await until(lambda: are_all_served(left))
+        await asyncio.sleep(3)
+        # It still thinks that it owns its shards; what it decided meanwhile is on its way.
+        assert paused.served
+        paused.go_on()
+        await until(lambda: are_all_served(peers) and len(paused.served) >= 4, timeout_s=30)
+        assert paused.incarnation.own != own
+        for task in load:
+            task.cancel()
+        await asyncio.gather(*load, return_exceptions=True)
+        assert len(started) > 200
+        await all_run(started, peers)
+        await drain(peers)
+
+    run_virtual(main())
+
+
+def test_a_paused_owner_does_not_answer_from_memory_once_others_may_have_taken_over() -> None:
+    async def main() -> None:
+        ground = await new_ground()
+        paused, *left = await three(ground)
+        workflow_id = await paused.start()
+        paused.lease_line.hold()
+        # Its appends and reads go on, only its lease runs out: it is sealed by the others.
+        await until(lambda: not set(paused.served) & {s for peer in left for s in peer.served})
+        await until(lambda: are_all_served(left))
+        with pytest.raises(ClusterError):
+            await paused.node.home.shards.view(workflow_id)
+        assert await owner_of(workflow_id, left).status(workflow_id) == "RUNNING"
+        await paused.bury()
+        await drain(left)
+
+    run_virtual(main())
+
+
+def test_a_half_dead_node_lets_go_and_is_given_shards_again_when_its_store_is_back() -> None:
+    async def main() -> None:
+        ground = await new_ground()
+        peers = await three(ground)
+        half_dead, *left = peers
+        started = [await half_dead.start() for _ in range(30)]
+        half_dead.store_line.cut()
+        assert await until(lambda: are_all_served(left)) < 13
+        await all_run(started, left)
+        half_dead.store_line.mend()
+        await until(lambda: are_all_served(peers) and len(half_dead.served) >= 4, timeout_s=40)
+        await all_run(started, peers)
+        await drain(peers)
+
+    run_virtual(main())
+
+
+def test_while_redis_is_away_owners_go_on_and_nobody_takes_over() -> None:
+    async def main() -> None:
+        ground = await new_ground()
+        peers = await three(ground)
+        before = await ground.rows()
+        for peer in peers:
+            peer.lease_line.cut()
+        started: list[WorkflowId] = []
+        load = [asyncio.create_task(keep_starting(peer, started)) for peer in peers]
+        await asyncio.sleep(60)
+        await all_run(started, peers)
+        assert len(started) > 2_000
+        for peer in peers:
+            peer.lease_line.mend()
+        await asyncio.sleep(20)
+        assert await ground.rows() == before
+        for task in load:
+            task.cancel()
+        await drain(peers)
+
+    run_virtual(main())
+
+
+def test_a_flushed_redis_moves_nothing() -> None:
+    async def main() -> None:
+        ground = await new_ground()
+        peers = await three(ground)
+        before = await ground.rows()
+        for _ in range(5):
+            ground.leases.lose()
+            ground.membership.lose()
+            await asyncio.sleep(3)
+        await asyncio.sleep(20)
+        assert await ground.rows() == before
+        assert are_all_served(peers)
+        await drain(peers)
+
+    run_virtual(main())
+
+
+class OffClock(VirtualClock):
+    """Two seconds ahead of everybody's."""
+
+    def __init__(self) -> None:
+        self.off_ms = 2_000
+
+    def now_ms(self) -> int:
+        return super().now_ms() + self.off_ms
+
+
+def test_a_node_whose_clock_is_off_is_not_ready_and_claims_nothing() -> None:
+    async def main() -> None:
+        ground = await new_ground()
+        clock = OffClock()
+        one = await Peer(ground, "one", clock=clock).begin()
+        await asyncio.sleep(10)
+        assert not one.served
+        assert not one.node.services.is_ready()
+        assert (await ground.membership.read()).members["one"].state == "joining"
+        clock.off_ms = 900
+        await until(lambda: are_all_served([one]), timeout_s=4)
+        assert one.node.services.is_ready()
+        await one.drain()
+
+    run_virtual(main())
+
+
+def test_a_process_that_starts_again_takes_over_from_its_predecessor_at_once() -> None:
+    async def main() -> None:
+        ground = await new_ground()
+        killed, *left = await three(ground)
+        had = set(killed.served)
+        started = [await killed.start() for _ in range(30)]
+        await killed.bury()
+        again = await Peer(ground, "one", holds_folder=True).begin()
+        assert set(again.served) == had
+        peers = [again, *left]
+        await all_run(started, peers)
+        await asyncio.sleep(15)
+        # Nobody had noticed, so nothing moved.
+        assert set(again.served) == had
+        await drain(peers)
+
+    run_virtual(main())
+
+
+def test_nothing_acknowledged_is_lost_while_nodes_join_leave_and_die() -> None:
+    async def main() -> None:
+        ground = await new_ground()
+        peers = await three(ground)
+        started: list[WorkflowId] = []
+        load = {peer.node_id: asyncio.create_task(keep_starting(peer, started)) for peer in peers}
+        for number in range(6):
+            fresh = await Peer(ground, f"fresh-{number}").begin()
+            peers.append(fresh)
+            load[fresh.node_id] = asyncio.create_task(keep_starting(fresh, started))
+            await asyncio.sleep(7)
+            gone = peers.pop(0)
+            if number % 2:
+                await gone.drain()
+            else:
+                gone.kill()
+                await asyncio.sleep(4)
+                await gone.bury()
+            load[gone.node_id].cancel()
+            await asyncio.sleep(3)
+        await until(lambda: are_all_served(peers))
+        for task in load.values():
+            task.cancel()
+        await asyncio.gather(*load.values(), return_exceptions=True)
+        assert len(started) > 2_000
+        await all_run(started, peers)
+        tasks = await peers[0].poll("t_one", 1_000)
+        polled = {task["workflowInstanceId"] for task in tasks}
+        while tasks := await peers[0].poll("t_one", 1_000):
+            polled |= {task["workflowInstanceId"] for task in tasks}
+        assert polled >= set(started)
+        await drain(peers)
 
     run_virtual(main())
