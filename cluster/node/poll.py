@@ -10,7 +10,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
-from itertools import count
+from itertools import count as count_from
 from typing import Protocol
 
 import msgspec
@@ -32,6 +32,7 @@ _RETRY_MS_MAX = 1000
 _KNOWN_MS = 5000
 # Looks in a row that found only tasks their owners did not want handed out, before others run.
 _ROUNDS_MAX = 50
+_TOO_MANY = "Too many long polls are waiting on this node; try again later"
 
 
 class HandOver(msgspec.Struct, frozen=True, gc=False):
@@ -128,6 +129,7 @@ class PollDesk:
         self._unsaved: set[tuple[str, str | None]] = set()
         self._parked = metrics.polls_parked.of()
         self._closed = False
+        self._polls_of_several = count_from()
         self._counts_holds = counts_holds
         # Asked for once: to look up the running loop costs a system call.
         self._loop = asyncio.get_running_loop()
@@ -167,6 +169,46 @@ class PollDesk:
             return await self._stand(request, line, timeout_ms, front=first)
         finally:
             self._forget(line)
+
+    async def poll_any(
+        self,
+        *,
+        task_types: Sequence[str],
+        domain: str | None,
+        worker_id: str | None,
+        count: int,
+        timeout_ms: int,
+        connected: Callable[[], bool] = lambda: True,
+    ) -> list[Polled]:
+        """The same for several task types: up to `count` tasks as soon as there is one of any.
+
+        Each type gets an equal part of `count` before one gets more, and another one is the first
+        each time. Whoever cannot write what is returned calls `hand_back` for each.
+        """
+        if timeout_ms > TIMEOUT_MS_MAX:
+            raise InvalidRequest("Long Poll Timeout value cannot be more than 5 seconds")
+        names = list(dict.fromkeys(task_types))
+        first = next(self._polls_of_several) % len(names)
+        requests = [
+            _Request(name, domain or None, worker_id, count, connected)
+            for name in (*names[first:], *names[:first])
+        ]
+        for request in requests:
+            self._note(request)
+        if self._closed or count < 1:
+            return []
+        visited = [(request, self._visit(request.queue)) for request in requests]
+        found: list[Polled] = []
+        try:
+            await self._look_around(visited, found, count, timeout_ms)
+        except BaseException:
+            for polled in found:
+                await self.hand_back(polled)
+            raise
+        finally:
+            for _, line in visited:
+                self._leave(line)
+        return found
 
     async def hand_back(self, polled: Polled) -> None:
         """The answer could not be written: its tasks wait again at once, at the head."""
@@ -216,7 +258,7 @@ class PollDesk:
     ) -> Polled:
         """Wait in line for the turn, as often as it takes; look a last time when time is up."""
         if self._parked.value >= PARKED_MAX and not front:
-            raise Overloaded("Too many long polls are waiting on this node; try again later")
+            raise Overloaded(_TOO_MANY)
         waiting = _Waiting(_deadline_ms(self._clock.monotonic_ms(), timeout_ms))
         self._parked.inc()
         try:
@@ -233,6 +275,94 @@ class PollDesk:
             waiting.over = True
             self._parked.inc(-1)
 
+    def _visit(self, queue: str) -> "_Line":
+        """The line of a queue, to be kept until `_leave`."""
+        line = self._lines.get(queue)
+        if line is None:
+            line = self._lines[queue] = _Line(queue)
+            line.news = True
+        line.visitors += 1
+        return line
+
+    def _leave(self, line: "_Line") -> None:
+        line.visitors -= 1
+        if line.news and not line.taken:
+            # Nobody has looked since; whoever came meanwhile relies on it.
+            line.next()
+        self._forget(line)
+
+    async def _look_around(
+        self,
+        visited: "Sequence[tuple[_Request, _Line]]",
+        found: list[Polled],
+        count: int,
+        timeout_ms: int,
+    ) -> None:
+        """Look into all lines that have news, wait in all of them for more; add what there is to
+        `found`."""
+        connected = visited[0][0].connected
+        waiting = _Waiting(_deadline_ms(self._clock.monotonic_ms(), timeout_ms))
+        part = -(-count // len(visited))
+        turn: _Line | None = None
+        is_last = timeout_ms <= 0
+        try:
+            while True:
+                looked = True
+                while looked and count > 0 and connected():
+                    looked = False
+                    for request, line in visited:
+                        if line is not turn and (line.taken or not line.news):
+                            continue
+                        if line is turn:
+                            turn = None
+                        request.count = min(part, count, COUNT_MAX)
+                        polled = await self._look(request, line)
+                        looked = True
+                        if polled.bodies:
+                            found.append(polled)
+                            count -= len(polled.bodies)
+                            if count <= 0:
+                                break
+                    part = count
+                if found or is_last or not connected():
+                    return
+                turn = await self._wait_in_all(waiting, [line for _, line in visited])
+                if self._closed:
+                    return
+                if turn is None:
+                    # A missed wake must not cost more than one poll: the last look is for that.
+                    is_last = True
+                    for _, line in visited:
+                        line.news = True
+        finally:
+            waiting.over = True
+            if turn is not None:
+                turn.pass_on()
+
+    async def _wait_in_all(self, waiting: "_Waiting", lines: "Sequence[_Line]") -> "_Line | None":
+        """The line whose turn it is now; None when time is up or the desk closes."""
+        if waiting.over or self._closed:
+            return None
+        if self._parked.value >= PARKED_MAX:
+            raise Overloaded(_TOO_MANY)
+        turn: asyncio.Future[bool] = self._loop.create_future()
+        waiting.turn = turn
+        for line in lines:
+            line.enter(waiting, front=waiting.line is not None)
+        self._deadlines.add(waiting)
+        self._parked.inc()
+        try:
+            return waiting.line if await turn else None
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.result():
+                assert waiting.line is not None
+                waiting.line.pass_on()
+            raise
+        finally:
+            self._parked.inc(-1)
+            for line in lines:
+                line.polls.pop(waiting, None)
+
     async def _wait(self, waiting: "_Waiting", line: "_Line", *, front: bool) -> bool:
         """True with the line's turn, False when time is up or the desk closes."""
         if waiting.over or self._closed:
@@ -245,8 +375,7 @@ class PollDesk:
             return await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.result():
-                line.taken = False
-                line.next()
+                line.pass_on()
             raise
         finally:
             line.polls.pop(waiting, None)
@@ -279,7 +408,7 @@ class PollDesk:
         limits = self._limits_of(task_type)
         if limits is not None and limits.concurrent is not None and not self._counts_holds:
             return None
-        for rounds in count(1):
+        for rounds in count_from(1):
             now_ms = self._clock.now_ms()
             room = request.count - len(polled.items)
             popped = await self._queues.pop(queue, count=room, now_ms=now_ms, limits=limits)
@@ -358,7 +487,7 @@ class PollDesk:
             line.retry_at(at_ms, now_ms)
 
     def _forget(self, line: "_Line") -> None:
-        if not line.taken and not line.polls and self._lines.get(line.queue) is line:
+        if line.is_unused and self._lines.get(line.queue) is line:
             line.close()
             del self._lines[line.queue]
 
@@ -408,7 +537,7 @@ class _Request:
 class _Waiting:
     """One parked poll."""
 
-    __slots__ = ("deadline_ms", "listed", "over", "turn")
+    __slots__ = ("deadline_ms", "line", "listed", "over", "turn")
 
     def __init__(self, deadline_ms: int) -> None:
         self.deadline_ms = deadline_ms
@@ -416,12 +545,14 @@ class _Waiting:
         self.over = False
         """Answered, or its time is up."""
         self.turn: asyncio.Future[bool]
+        self.line: _Line | None = None
+        """The line that gave it the turn."""
 
 
 class _Line:
     """The polls that wait for one queue. It exists while it has any."""
 
-    __slots__ = ("_retry", "_retry_ms", "news", "polls", "queue", "taken")
+    __slots__ = ("_retry", "_retry_ms", "news", "polls", "queue", "taken", "visitors")
 
     def __init__(self, queue: str) -> None:
         self.queue = queue
@@ -429,7 +560,9 @@ class _Line:
         self.taken = False
         """A poll has the turn: it looks into the queue, or is about to."""
         self.news = False
-        """A wake came since that poll began to look."""
+        """A wake came since the last look began, and nobody was there to take the turn."""
+        self.visitors = 0
+        """Polls of several types that come back to this line."""
         self._retry: asyncio.TimerHandle | None = None
         self._retry_ms = 0
 
@@ -448,8 +581,19 @@ class _Line:
             waiting, _ = self.polls.popitem(last=False)
             if not waiting.turn.done():
                 self.taken = True
+                waiting.line = self
                 waiting.turn.set_result(True)
                 return
+        self.news = True
+
+    def pass_on(self) -> None:
+        """Whoever has the turn cannot use it."""
+        self.taken = False
+        self.next()
+
+    @property
+    def is_unused(self) -> bool:
+        return not (self.taken or self.polls or self.visitors)
 
     def retry_at(self, at_ms: int, now_ms: int) -> None:
         """Give somebody the turn at `at_ms`, if not before."""
@@ -484,7 +628,7 @@ class _Deadlines:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._heap: list[tuple[int, int, _Waiting]] = []
-        self._arrivals = count()
+        self._arrivals = count_from()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
 
