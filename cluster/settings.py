@@ -130,6 +130,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         about("Nodes must neither come nor go for this long before shards are moved.", "ms", ge=0),
     ] = 3000
 
+    processes: Annotated[
+        int,
+        about(
+            "Nodes that `podium serve` runs behind its port, each a process of its own. More than "
+            "one need stores that they can share.",
+            "processes",
+            ge=1,
+            le=256,
+        ),
+    ] = 1
     link_host: Annotated[
         str,
         about(
@@ -325,6 +335,16 @@ def check_together(settings: Settings) -> None:
             parse(getattr(settings, name))
         except InvalidUrl as error:
             raise InvalidSettings(f"{name}: {error}") from error
+    if settings.processes > 1 and settings.link_advertise:
+        raise InvalidSettings(
+            f"processes is {settings.processes} and link_advertise is {settings.link_advertise}: "
+            "each process has an address of its own for links; leave link_advertise empty"
+        )
+    if settings.link_port and settings.link_port + settings.processes > 65536:
+        raise InvalidSettings(
+            f"link_port is {settings.link_port} and processes is {settings.processes}: each takes "
+            "the next port, and there are not so many"
+        )
     if settings.shard_count & (settings.shard_count - 1):
         raise InvalidSettings(f"shard_count is {settings.shard_count}: it must be a power of two")
     if settings.lease_renew_ms * 2 > settings.lease_ttl_ms:
@@ -359,6 +379,12 @@ def is_loopback(settings: Settings) -> bool:
 
 def check_store_and_queue(settings: Settings) -> None:
     """Both of a cluster, or both of a node on its own."""
+    if settings.is_alone and settings.processes > 1:
+        raise InvalidSettings(
+            f"processes is {settings.processes} and store_url is "
+            f"{without_password(settings.store_url)}: only one process can use that store; several "
+            "need Cassandra and Redis (store_url, queue_url)"
+        )
     if settings.is_alone != isinstance(parse_queue_url(settings.queue_url), MemoryUrl):
         raise InvalidSettings(
             f"store_url is {without_password(settings.store_url)} and queue_url is "

@@ -21,7 +21,7 @@ from cluster.errors import ClusterError, Fenced, InvalidRequest
 from cluster.logs import get_log
 from cluster.metrics import MEMBER_STATES, Metrics
 from cluster.node import wire
-from cluster.node.api import bulk, health, later, metadata, tasks, workflow
+from cluster.node.api import bulk, cluster, health, later, metadata, tasks, workflow
 from cluster.node.api.services import Services
 from cluster.node.data_folder import held
 from cluster.node.executors.scripts import ScriptPool, check_javascript
@@ -32,6 +32,7 @@ from cluster.node.link import Links, LinkServer, WebSocketLinks, is_link
 from cluster.node.metadata import Changes, Metadata
 from cluster.node.middleware import Edge
 from cluster.node.outside import OutsideWorld, PooledScripts, Scripts
+from cluster.node.overview import Overview
 from cluster.node.poll import PollDesk
 from cluster.node.poll_book import PollBook
 from cluster.node.router import Elsewhere, Router
@@ -99,7 +100,7 @@ async def running(
     """A node that serves; leaving the context stops it in order."""
     clock, random = clock or SystemClock(), random or SystemRandom()
     # First the port: who cannot have it must not touch the stores.
-    with _listen(settings.host, settings.port) as listening:
+    with _listen(settings.host, settings.port, is_shared=settings.processes > 1) as listening:
         async with AsyncExitStack() as stack:
             ground = await stack.enter_async_context(_ground(settings, clock, random))
             node = Node(
@@ -134,10 +135,12 @@ async def _scripts(settings: Settings) -> AsyncIterator[Scripts]:
         await pool.close()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        return socket.create_server(
+            (host, port), family=family, backlog=_BACKLOG, reuse_port=is_shared
+        )
     except OSError as error:
         reason = os.strerror(error.errno).lower() if error.errno else str(error)
         raise OSError(f"cannot listen on {host}:{port}: {reason}") from error
@@ -279,6 +282,7 @@ class Node:
             ttl_ms=settings.lease_ttl_ms,
         )
         self._is_closing = False
+        self._draining: asyncio.Future[None] | None = None
         self._stopped = asyncio.Event()
 
         self._metadata = Metadata(
@@ -342,6 +346,16 @@ class Node:
             metrics=self.metrics,
         )
         self._edge = Edge(self.metrics, body_bytes_max=settings.body_bytes_max)
+        self._router.drains_by(self.drain)
+        overview = Overview(
+            stores.shards,
+            self._routes,
+            self._router,
+            clock,
+            own=self._member,
+            own_address=lambda: self.url.removeprefix("http://"),
+            drain=self.drain,
+        )
         self.services = Services(
             router=self._router,
             metadata=self._metadata,
@@ -357,9 +371,10 @@ class Node:
             catch_up=self._router.catch_up,
             save_poll_data=self._poll_book.save,
             measure=self._measure,
+            overview=overview,
             is_ready=self._is_ready,
         )
-        for resource in (tasks, bulk, workflow, metadata, health):
+        for resource in (tasks, bulk, workflow, metadata, health, cluster):
             self._edge.add(resource.routes(self.services))
         self._edge.add(later.routes())
 
@@ -396,6 +411,7 @@ class Node:
         settings = self._settings
         edge = Edge(self.metrics, body_bytes_max=settings.body_bytes_max)
         edge.add(health.routes(self.services))
+        edge.add(cluster.routes(self.services))
         server = LinkServer(self._router.serve, token=settings.link_token, metrics=self.metrics)
 
         async def handle(request: web.BaseRequest) -> Any:
@@ -463,6 +479,8 @@ class Node:
         )
         incarnation = Incarnation(own, self._front, on_lost=self._lose)
         incarnation.serve(rows)
+        if self._is_closing:
+            incarnation.controller.drain()
         self._past.add(own)
         self.home.incarnation = incarnation
         return incarnation
@@ -517,6 +535,12 @@ class Node:
                 await incarnation.until_empty()
         except TimeoutError:
             log.warning("not all shards were handed over, the others take them over")
+
+    async def drain(self) -> None:
+        """Begin to hand the shards over; the process stays, and takes no new ones."""
+        if not self._is_closing:
+            self._is_closing = True
+            self._draining = asyncio.ensure_future(self.hand_over())
 
     async def _leave(self, incarnation: Incarnation) -> None:
         """Take this node's log and name out of the cluster, as far as nothing needs them."""

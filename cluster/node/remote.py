@@ -116,6 +116,8 @@ class Here:
         self.owner = owner
         self.clock = clock
         self._shard_count = shard_count
+        self.drain: Callable[[], Awaitable[None]]
+        """Begins to hand this node's shards over."""
 
     def shard_of(self, workflow_id: WorkflowId) -> ShardId:
         return shard_of(workflow_id, shard_count=self._shard_count)
@@ -225,6 +227,10 @@ async def _catch_up(at: Here) -> None:
     await at.owner.catch_up()
 
 
+async def _drain(at: Here) -> None:
+    await at.drain()
+
+
 def _refuse_far_ahead(workflow_id: WorkflowId, now_ms: int) -> None:
     if time_of(workflow_id) > now_ms + _AHEAD_MS_MAX:
         # Not the caller's fault, for nodes draw ids; and clocks that are off are put right.
@@ -247,12 +253,13 @@ REMOVE = Operation(_remove, takes=tuple[WorkflowId, bool])
 NOTE = Operation(_note, takes=tuple[list[tuple[WorkflowId, Packed]]], gives=list[int])
 REQUEUE = Operation(_requeue, takes=tuple[str], gives=int)
 CATCH_UP = Operation(_catch_up, takes=tuple[()])
+DRAIN = Operation(_drain, takes=tuple[()])
 
 OPERATIONS = {
     one.name: one
     for one in (
         *(START, START_ONCE, START_CHILD, SUBMIT, DELIVER, REVIVE, SEE, OPEN_BY_REF, WAITING),
-        *(RESTART, RETRY, RERUN, REMOVE, NOTE, REQUEUE, CATCH_UP),
+        *(RESTART, RETRY, RERUN, REMOVE, NOTE, REQUEUE, CATCH_UP, DRAIN),
     )
 }
 

@@ -425,6 +425,16 @@ class Router:
                 raise answer
         return answers
 
+    def drains_by(self, drain: Callable[[], Awaitable[None]]) -> None:
+        """What another node's order to drain begins here."""
+        self._here.drain = drain
+
+    async def drain(self, member: Member) -> None:
+        """Have another node begin to hand its shards over."""
+        if self._elsewhere is None:
+            raise NotOwner("This node is alone")
+        await self._elsewhere.call(member, remote.DRAIN, (), timeout_ms=self._timeout_ms)
+
     async def serve(self, call: LinkCall) -> bytes:
         """What another node asks of this one."""
         return await remote.carry_out(self._here, call)

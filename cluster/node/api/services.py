@@ -7,6 +7,7 @@ from cluster.clock import Clock, Random
 from cluster.metrics import Metrics
 from cluster.node.limits import TaskLimits
 from cluster.node.metadata import Metadata
+from cluster.node.overview import Overview
 from cluster.node.poll import PollDesk
 from cluster.node.router import Router
 from cluster.settings import Settings
@@ -35,6 +36,7 @@ class Services:
     """Bring the stored poll data up to now."""
     measure: Callable[[], Awaitable[None]]
     """Set the metrics that are measured when they are asked for."""
+    overview: Overview
     is_ready: Callable[[], bool]
     """Whether this node serves its shards and takes requests."""
 
