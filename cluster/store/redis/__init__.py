@@ -7,10 +7,13 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from cluster.clock import Clock, Random
+from cluster.logs import get_log
 from cluster.store.redis.connection import connected
 from cluster.store.redis.leases import RedisLeases, RedisMembership, SignsOfLife
 from cluster.store.redis.queues import RedisTaskQueues
 from cluster.urls import MemoryUrl, RedisClusterUrl, parse_queue_url
+
+log = get_log(__name__)
 
 _CLUSTER_PARTITIONS = 16
 
@@ -54,10 +57,19 @@ async def open_redis(
             random=random,
         )
         life = SignsOfLife(connection, prefix, random)
-        async with asyncio.TaskGroup() as group:
-            loops = [group.create_task(queues.run()), group.create_task(life.run())]
-            try:
-                yield RedisStores(queues, RedisLeases(life), RedisMembership(life))
-            finally:
-                for loop in loops:
-                    loop.cancel()
+        # No TaskGroup: what the caller raises shall reach its caller as it is.
+        loops = [asyncio.create_task(queues.run()), asyncio.create_task(life.run())]
+        for loop in loops:
+            loop.add_done_callback(_report)
+        try:
+            yield RedisStores(queues, RedisLeases(life), RedisMembership(life))
+        finally:
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+
+
+def _report(loop: "asyncio.Task[None]") -> None:
+    """A loop that ends by itself is a defect; whoever asks for something hears that it is over."""
+    if not loop.cancelled() and loop.exception() is not None:
+        log.error("a loop of the Redis stores has died", exc_info=loop.exception())

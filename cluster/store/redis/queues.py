@@ -31,7 +31,13 @@ from cluster.store.queue_ports import (
     Wake,
     task_type_of,
 )
-from cluster.store.redis.connection import FAULTS, Connection, OutOfMemory, Script
+from cluster.store.redis.connection import (
+    FAULTS,
+    Connection,
+    OutOfMemory,
+    Script,
+    pass_cancellation,
+)
 from cluster.store.redis.gathering import Gathering, Operation
 
 log = get_log(__name__)
@@ -233,6 +239,7 @@ class RedisTaskQueues:
                         if message is not None:
                             self._heard(message["data"])
             except FAULTS as error:
+                pass_cancellation()
                 log.warning("wakes of other nodes are not heard", error=str(error))
             await asyncio.sleep(_LOOK_EVERY_MS / 1000)
 
