@@ -18,6 +18,7 @@ from ops.cassandra_up import Options, Ring
 
 _keyspaces = itertools.count()
 _set_up: set[str] = set()
+_broken: set[str] = set()
 # Short-lived: compiling well costs more than it brings.
 _OPTIONS = Options(heap="768m", jvm=("-XX:TieredStopAtLevel=1",), die_with_starter=True)
 
@@ -56,6 +57,10 @@ async def set_up_empty(url: CassandraUrl) -> None:
     Only what holds rows is truncated, for that takes its time.
     """
     async with connected(url, Consistency()) as session:
+        if url.keyspace in _broken:
+            await session.change_schema(f"DROP KEYSPACE {url.keyspace}")
+            _set_up.discard(url.keyspace)
+            _broken.discard(url.keyspace)
         if url.keyspace not in _set_up:
             await schema.apply(session, url.keyspace, {})
             _set_up.add(url.keyspace)
@@ -67,6 +72,11 @@ async def set_up_empty(url: CassandraUrl) -> None:
             name = f"{url.keyspace}.{table}"
             if table != "schema_steps" and await session.run(f"SELECT * FROM {name} LIMIT 1"):
                 await session.change_schema(f"TRUNCATE {name}")
+
+
+def forget(keyspace: str) -> None:
+    """The tables were changed: the next test gets new ones."""
+    _broken.add(keyspace)
 
 
 @asynccontextmanager

@@ -153,7 +153,7 @@ async def until_done(call: Callable[[], Awaitable[T]]) -> T:
 
 
 async def main(takeovers: int, nodes: int, seed: int, *, reads_fence: bool) -> Outcome:
-    ring = await asyncio.to_thread(cassandra.start_ring, nodes)
+    ring = cassandra.start_ring(nodes)
     url = cassandra.url_of(ring, "race")
     await cassandra.set_up_empty(url)
     async with cassandra.opened(url, shard_count=SHARD_COUNT) as stores:

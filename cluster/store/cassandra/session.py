@@ -71,7 +71,7 @@ class Session:
 
     def __init__(self, session: Any, keyspace: str, consistency: Consistency) -> None:
         self._session = session
-        self._keyspace = keyspace
+        self.keyspace = keyspace
         self._loop = asyncio.get_running_loop()
         self._quorum = _LEVELS[consistency.quorum]
         self._serial = _LEVELS[consistency.serial]
@@ -84,7 +84,7 @@ class Session:
     def prepare(self, cql: str) -> Prepared:
         """A statement at QUORUM, its condition, if it has one, at SERIAL. Blocks."""
         # Each table with its keyspace: to Cassandra a statement prepared after USE is ambiguous.
-        prepared = self._session.prepare(_TABLE.sub(rf"\1 {self._keyspace}.\2", cql))
+        prepared = self._session.prepare(_TABLE.sub(rf"\1 {self.keyspace}.\2", cql))
         prepared.consistency_level = self._quorum
         prepared.serial_consistency_level = self._serial
         # Explicit timestamps and conditions make every statement of ours repeatable.
