@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 from cluster.clock import Clock
 from cluster.engine.events import TaskUnheard
@@ -10,17 +9,13 @@ from cluster.errors import ClusterError, NotFound
 from cluster.ids import TaskId, WorkflowId, number_of, workflow_of
 from cluster.logs import get_log
 from cluster.metrics import Metrics
-from cluster.store.queue_ports import QueueUpkeep, TaskQueues
+from cluster.store.queue_ports import Queues as Queues
 
 log = get_log(__name__)
 
 _LOOK_EVERY_S = 2
 _COUNT = 500
 _AT_ONCE = 32
-
-
-class Queues(TaskQueues, QueueUpkeep, Protocol):
-    """Queues with what keeps them right."""
 
 
 class HandOuts:

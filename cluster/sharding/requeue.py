@@ -89,14 +89,15 @@ class Requeue:
         """A recovery that began in `generation` has pushed and held all that is open in these
         shards, and all of it has reached the queues."""
         served = [shard for shard in shards if shard in self._shards.epochs]
+        try:
+            if generation != UNKNOWN:
+                await self._queues.counted(generation, served)
+        except Unavailable:
+            # Told in vain, as far as anybody knows: once more, when the queues answer.
+            generation = UNKNOWN
         for shard in served:
-            self._told[shard] = self._shards.epochs[shard], generation
-        if generation != UNKNOWN:
-            await insist(
-                partial(self._queues.counted, generation, served),
-                clock=self._clock,
-                deadline_ms=None,
-            )
+            if shard in self._shards.epochs:
+                self._told[shard] = self._shards.epochs[shard], generation
 
     async def run(self) -> None:
         """Watch the queues until cancelled or the log is lost."""

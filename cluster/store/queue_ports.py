@@ -145,3 +145,7 @@ class QueueUpkeep(Protocol):
         """All that is open in these shards was pushed and held since `generation` began; ignored
         if that is over. Until it was said of all shards, a type with a concurrency limit hands out
         nothing: nobody knows how many workers are at it."""
+
+
+class Queues(TaskQueues, QueueUpkeep, Protocol):
+    """What every implementation is: the queues, and what keeps them right."""
