@@ -61,6 +61,11 @@ class Call:
         """The parts of the path that the route's pattern names, decoded."""
         self.body = body
 
+    @property
+    def content_type(self) -> str:
+        """The media type of the body, without its parameters."""
+        return self._request.content_type
+
     def is_connected(self) -> bool:
         """Whether the client is still there to be answered."""
         transport = self._request.transport

@@ -151,8 +151,7 @@ class PollDesk:
         whoever cannot write what is returned calls `hand_back`. Raises InvalidRequest above
         5 s, Overloaded when too many polls are parked.
         """
-        if timeout_ms > TIMEOUT_MS_MAX:
-            raise InvalidRequest("Long Poll Timeout value cannot be more than 5 seconds")
+        check_timeout(timeout_ms)
         request = _Request(task_type, domain or None, worker_id, count, connected)
         self._note(request)
         if self._closed or count < 1:
@@ -185,8 +184,7 @@ class PollDesk:
         Each type gets an equal part of `count` before one gets more, and another one is the first
         each time. Whoever cannot write what is returned calls `hand_back` for each.
         """
-        if timeout_ms > TIMEOUT_MS_MAX:
-            raise InvalidRequest("Long Poll Timeout value cannot be more than 5 seconds")
+        check_timeout(timeout_ms)
         names = list(dict.fromkeys(task_types))
         first = next(self._polls_of_several) % len(names)
         requests = [
@@ -664,6 +662,12 @@ class _Deadlines:
             self._timer.cancel()
         self._timer = None
         self._heap.clear()
+
+
+def check_timeout(timeout_ms: int) -> None:
+    """InvalidRequest: no poll may last that long."""
+    if timeout_ms > TIMEOUT_MS_MAX:
+        raise InvalidRequest("Long Poll Timeout value cannot be more than 5 seconds")
 
 
 def _deadline_ms(now_ms: int, timeout_ms: int) -> int:

@@ -484,7 +484,7 @@ MUTANTS = [
         (133, '    if node.type == "SIMPLE":\n', "    if step.types[node.type].is_worker:\n"),
     ),
     *_of(
-        "node/api/tasks.py",
+        "node/api/results.py",
         (
             5,
             "        TaskStatus.CANCELED,\n    )",
@@ -492,8 +492,11 @@ MUTANTS = [
         ),
         (107, "max(0, result.callback_after_seconds or 0)", "0"),
         (109, 'WORKER_STATUSES.get(text or "")', 'WORKER_STATUSES.get(text or "COMPLETED")'),
-        (110, "            domain=task.domain,\n", "            domain=None,\n"),
         (115, "result.logs[:LOG_LINES_PER_UPDATE]", "result.logs[:2]"),
+    ),
+    *_of(
+        "node/api/tasks.py",
+        (110, "            domain=task.domain,\n", "            domain=None,\n"),
     ),
     *_of(
         "node/api/bulk.py",
@@ -533,12 +536,12 @@ MUTANTS = [
         (98, "if timeout_ms > TIMEOUT_MS_MAX:", "if timeout_ms > 2 * TIMEOUT_MS_MAX:"),
         (
             101,
-            "PollData(*key, request.worker_id, self._clock.now_ms())",
-            "PollData(*key, None, self._clock.now_ms())",
+            "PollData(*key, request.worker_id, now_ms)",
+            "PollData(*key, None, now_ms)",
         ),
     ),
     *_of(
-        "node/router.py",
+        "node/owner.py",
         (
             37,
             "        if request.definition is not None:\n",

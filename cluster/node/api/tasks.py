@@ -3,9 +3,8 @@
 import orjson
 
 from cluster.engine import payloads
-from cluster.engine.events import LeaseExtended, TaskUpdated
 from cluster.engine.transitions import OPEN_TASK, TaskStatus
-from cluster.errors import InvalidRequest, NotFound, NotSupported, Violation
+from cluster.errors import InvalidRequest, NotFound
 from cluster.ids import (
     TaskId,
     WorkflowId,
@@ -18,12 +17,11 @@ from cluster.node import wire
 from cluster.node.api.bodies import (
     TaskResultBody,
     as_text,
-    invalid,
     json_object,
-    optional_object,
     read,
     reader,
 )
+from cluster.node.api.results import report_of, worker_status
 from cluster.node.api.services import Services
 from cluster.node.api.waiting import stop_answer, strategy_of, wait_for_stop
 from cluster.node.middleware import EMPTY, NO_CONTENT, Answer, Call, Route, plain
@@ -33,19 +31,7 @@ from cluster.store.queue_ports import queue_name
 POLL_TIMEOUT_MS = 100
 SIGNAL_TIMEOUT_MS = 5000
 SIGNAL_TIMEOUT_MS_MAX = 3_600_000
-LOG_LINES_PER_UPDATE = 10
-REASON_LENGTH_MAX = 500
 
-WORKER_STATUSES = {
-    status.value: status
-    for status in (
-        TaskStatus.IN_PROGRESS,
-        TaskStatus.FAILED,
-        TaskStatus.FAILED_WITH_TERMINAL_ERROR,
-        TaskStatus.COMPLETED,
-        TaskStatus.CANCELED,
-    )
-}
 _RESULT = reader(TaskResultBody)
 
 
@@ -143,36 +129,11 @@ class TaskApi:
         self, call: Call, method: str
     ) -> tuple[WorkflowId, TaskId, TaskResultBody]:
         result = read(_RESULT, call.body)
-        if result.status:
-            worker_status(result.status)
-        workflow_id, task_id = _ids_of(result, method)
-        at_ms = self._clock.now_ms()
-        if result.extend_lease:
-            await self._router.submit(workflow_id, LeaseExtended(at_ms, number_of(task_id)))
-            return workflow_id, task_id, result
-        if result.external_output_payload_storage_path:
-            raise NotSupported("externalOutputPayloadStoragePath is not served yet")
-        reason = as_text(result.reason_for_incompletion)
-        event = TaskUpdated(
-            at_ms,
-            number_of(task_id),
-            worker_status(result.status),
-            output=optional_object(result.output_data, "outputData") or payloads.EMPTY,
-            reason=reason and reason[:REASON_LENGTH_MAX],
-            worker_id=as_text(result.worker_id),
-            callback_after_s=max(0, result.callback_after_seconds or 0),
-            sub_workflow_id=result.sub_workflow_id,
-        )
-        await self._router.submit(workflow_id, event)
-        if result.logs:
-            await self._records.append_task_logs(
-                [
-                    TaskLog(task_id, line.created_time or 0, as_text(line.log) or "")
-                    for line in result.logs[:LOG_LINES_PER_UPDATE]
-                    if line is not None
-                ]
-            )
-        return workflow_id, task_id, result
+        report = report_of(result, method, self._clock.now_ms())
+        await self._router.submit(report.workflow_id, report.event)
+        if report.logs:
+            await self._records.append_task_logs(report.logs)
+        return report.workflow_id, report.task_id, result
 
     async def update_by_ref(self, call: Call) -> Answer:
         status, output = _status_of(call), _output_of(call)
@@ -333,37 +294,6 @@ class QueueApi:
         # The router finds open workflows in the open set, which checkpoints keep.
         await self._services.catch_up()
         return plain(str(await self._services.router.requeue(call.path["taskType"])))
-
-
-def worker_status(text: str | None) -> TaskStatus:
-    """What a worker may report; raises InvalidRequest."""
-    status = WORKER_STATUSES.get(text or "")
-    if status is None:
-        given = "it is missing" if not text else f"not '{text[:100]}'"
-        raise InvalidRequest(f"status must be one of {', '.join(WORKER_STATUSES)}; {given}")
-    return status
-
-
-def _ids_of(result: TaskResultBody, method: str) -> tuple[WorkflowId, TaskId]:
-    workflow_text, task_text = result.workflow_instance_id, result.task_id
-    if not workflow_text or not task_text:
-        violations = []
-        for field, label, text in (
-            ("taskId", "Task ID", task_text),
-            ("workflowInstanceId", "Workflow Id", workflow_text),
-        ):
-            if not text:
-                path, message = f"{method}.arg0.{field}", f"{label} cannot be null or empty"
-                violations.append(Violation(path, message, text))
-        raise invalid(*violations)
-    workflow_id = parse_workflow_id(workflow_text)
-    try:
-        task_id = parse_task_id(task_text)
-    except NotFound as error:
-        raise NotFound(f"No such task found by id: {task_text}") from error
-    if workflow_of(task_id) != workflow_id:
-        raise NotFound(f"No such task found by id: {task_text}")
-    return workflow_id, task_id
 
 
 def _status_of(call: Call) -> TaskStatus:
