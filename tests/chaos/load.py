@@ -75,6 +75,8 @@ class Load:
         self._session: aiohttp.ClientSession
         self._producing = True
         self._count = 0
+        self._name = f"{now_ms():x}"
+        """Of this load: keys of another one on the same stores are not its own."""
         self._missing: dict[str, tuple[int, int]] = {}
         """Intent → results it still needs, start in Unix ms; oldest first. Only to steer by: that
         enough was open is proven by the server's own times."""
@@ -97,11 +99,12 @@ class Load:
         """Register all definitions."""
         url = self._pick()
         async with aiohttp.ClientSession() as session:
-            for path, body in (
-                ("/api/metadata/taskdefs", task_definitions()),
-                *(("/api/metadata/workflow", body) for body in workflow_definitions()),
+            for method, path, body in (
+                ("POST", "/api/metadata/taskdefs", task_definitions()),
+                # They may be there: of an earlier load on the same stores.
+                ("PUT", "/api/metadata/workflow", workflow_definitions()),
             ):
-                async with session.post(url + path, json=body) as response:
+                async with session.request(method, url + path, json=body) as response:
                     assert response.status == 200, await response.text()
 
     async def run(self) -> None:
@@ -134,7 +137,9 @@ class Load:
             (kind,) = self._random.choices(kinds, weights)
             # Whose id nobody knows nobody can terminate: such a start is repeated.
             is_keyed = kind.name == ENDED or self._random.random() < _KEYED
-            await self._start(f"i{self._count}", kind.name, self._random.randrange(1000), is_keyed)
+            await self._start(
+                f"{self._name}-{self._count}", kind.name, self._random.randrange(1000), is_keyed
+            )
 
     async def _start(self, intent: str, kind: str, value: int, is_keyed: bool) -> None:
         body: Json = {
@@ -245,7 +250,7 @@ class Load:
         self.in_flight[what] += 1
         url = self._pick()
         time_s = asyncio.get_running_loop().time
-        sent_s, status = time_s(), 0
+        sent_s, status, text = time_s(), 0, b""
         try:
             async with self._session.request(
                 method,
@@ -255,13 +260,12 @@ class Load:
             ) as response:
                 text = await response.read()
                 status = response.status
-                return status, text
         except _LOST:
             self.lost[what] += 1
-            return 0, b""
         finally:
             self.in_flight[what] -= 1
-            self.asked.append(Asked(what, url, sent_s, time_s() - sent_s, status))
+        self.asked.append(Asked(what, url, sent_s, time_s() - sent_s, status))
+        return status, text if status else b""
 
 
 def now_ms() -> int:

@@ -139,6 +139,8 @@ class Server:
 
     async def _read_log(self, stream: asyncio.StreamReader) -> None:
         async for text in stream:
+            with self.data.with_suffix(".log").open("ab") as kept:
+                kept.write(text)
             try:
                 line: dict[str, Any] = orjson.loads(text)
             except orjson.JSONDecodeError:

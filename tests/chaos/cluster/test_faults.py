@@ -1,0 +1,131 @@
+"""Every fault there is to fear, each under load on three nodes: nothing acknowledged is lost."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.cluster.conftest import Backing, by_hand
+from tests.chaos.cluster.trial import LENGTH, Trial, trial
+from tests.chaos.test_kill import Say
+
+pytestmark = pytest.mark.asyncio
+
+SERVED_AGAIN_S = 8.0
+"""After a kill, all shards: a lease of 5 s, then seal and replay."""
+STALL_S = 1.0
+"""The longest that a request may take in planned moves."""
+
+_FAULT_S = 8.0 * LENGTH
+_ROUNDS = max(1, round(LENGTH))
+
+
+async def test_kill_dash_nine_of_a_node(backing: Backing, tmp_path: Path, say: Say) -> None:
+    async with trial(tmp_path, *backing.urls, say) as run:
+        for _ in range(_ROUNDS):
+            node = run.dice.choice(run.cluster.nodes)
+            async with run.fault():
+                run.may_lose.add(node.url)
+                await node.kill()
+                took_s = await run.cluster.served(without=node)
+                say(f"all shards were served again after {took_s:.1f} s")
+                assert took_s <= SERVED_AGAIN_S
+                await asyncio.sleep(_FAULT_S / 2)
+            await node.spawn()
+            await run.cluster.whole()
+
+
+async def test_a_pause_longer_than_the_lease(backing: Backing, tmp_path: Path, say: Say) -> None:
+    """It wakes up, believes that it owns what others own by now, and is not believed."""
+    async with trial(tmp_path, *backing.urls, say) as run:
+        for _ in range(_ROUNDS):
+            node = run.dice.choice(run.cluster.nodes)
+            async with run.fault():
+                # What it holds is answered late, or by a reset when it finds that it was replaced.
+                run.may_lose.add(node.url)
+                node.pause()
+                await run.cluster.served(without=node)
+                await asyncio.sleep(_FAULT_S / 2)
+                node.resume()
+                await asyncio.sleep(2)
+            await run.cluster.whole()
+
+
+async def test_redis_is_flushed(backing: Backing, tmp_path: Path, say: Say) -> None:
+    async with trial(tmp_path, *backing.urls, say) as run, run.fault():
+        for _ in range(3 * _ROUNDS):
+            backing.redis.command("FLUSHALL")
+            await asyncio.sleep(_FAULT_S / 3)
+
+
+async def test_redis_is_killed_and_comes_back_empty(
+    backing: Backing, tmp_path: Path, say: Say
+) -> None:
+    async with trial(tmp_path, *backing.urls, say) as run:
+        for _ in range(_ROUNDS):
+            async with run.fault():
+                await by_hand(backing.redis.kill)
+                # Longer than a lease: nobody may take over meanwhile.
+                await asyncio.sleep(7)
+                await by_hand(backing.redis.start)
+                await asyncio.sleep(_FAULT_S / 2)
+
+
+async def test_a_cassandra_node_stops_and_comes_back(
+    backing: Backing, tmp_path: Path, say: Say
+) -> None:
+    async with trial(tmp_path, *backing.urls, say) as run:
+        for _ in range(_ROUNDS):
+            node = run.dice.choice(backing.cassandra.nodes)
+            async with run.fault():
+                await by_hand(node.kill)
+                await asyncio.sleep(_FAULT_S if backing.is_ring else 1)
+                await by_hand(node.start)
+                await asyncio.sleep(_FAULT_S)
+
+
+async def test_links_between_nodes_are_cut(backing: Backing, tmp_path: Path, say: Say) -> None:
+    async with trial(tmp_path, *backing.urls, say) as run:
+        for _ in range(_ROUNDS):
+            async with run.fault():
+                one = run.dice.choice(run.cluster.proxies)
+                one.cut()
+                await asyncio.sleep(_FAULT_S / 2)
+                one.mend()
+                await asyncio.sleep(1)
+                for proxy in run.cluster.proxies:
+                    proxy.cut()
+                await asyncio.sleep(_FAULT_S / 2)
+                for proxy in run.cluster.proxies:
+                    proxy.mend()
+                await asyncio.sleep(2)
+
+
+async def test_a_rolling_restart(backing: Backing, tmp_path: Path, say: Say) -> None:
+    async with trial(tmp_path, *backing.urls, say) as run:
+        for _ in range(_ROUNDS):
+            async with run.fault():
+                for node in run.cluster.nodes:
+                    await node.stop()
+                    await node.spawn()
+                    await run.cluster.whole()
+        assert_no_stall(run)
+
+
+async def test_a_node_is_added_and_another_is_drained(
+    backing: Backing, tmp_path: Path, say: Say
+) -> None:
+    async with trial(tmp_path, *backing.urls, say) as run:
+        async with run.fault():
+            await run.cluster.add()
+            await run.cluster.whole()
+            await asyncio.sleep(_FAULT_S / 2)
+            await run.cluster.nodes[0].stop()
+            await run.cluster.served()
+            await asyncio.sleep(_FAULT_S / 2)
+        assert_no_stall(run)
+
+
+def assert_no_stall(run: Trial) -> None:
+    run.say(f"the longest request of a planned move took {run.longest_s():.2f} s")
+    assert run.longest_s() < STALL_S
