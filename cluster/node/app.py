@@ -21,11 +21,22 @@ from cluster.errors import ClusterError, Fenced, InvalidRequest
 from cluster.logs import get_log
 from cluster.metrics import MEMBER_STATES, Metrics
 from cluster.node import wire
-from cluster.node.api import bulk, cluster, health, later, metadata, tasks, workflow
+from cluster.node.api import (
+    bulk,
+    bulk_start,
+    cluster,
+    exchange,
+    health,
+    later,
+    metadata,
+    tasks,
+    workflow,
+)
 from cluster.node.api.services import Services
 from cluster.node.data_folder import held
 from cluster.node.executors.scripts import ScriptPool, check_javascript
 from cluster.node.fragments import StoredFragments
+from cluster.node.hand_outs import HandOuts, Queues
 from cluster.node.incarnation import Front, Home, Incarnation
 from cluster.node.limits import TaskLimits
 from cluster.node.link import Links, LinkServer, WebSocketLinks, is_link
@@ -47,7 +58,7 @@ from cluster.store.memory import open_memory
 from cluster.store.memory.leases import MemoryLeases, MemoryMembership
 from cluster.store.memory.queues import MemoryTaskQueues
 from cluster.store.ports import LogId, Stores
-from cluster.store.queue_ports import QueueItem, TaskQueues, task_type_of
+from cluster.store.queue_ports import QueueItem, task_type_of
 from cluster.store.sql import open_sqlite
 from cluster.urls import (
     CassandraUrl,
@@ -150,7 +161,7 @@ class _Ground(NamedTuple):
     """What a node stands on."""
 
     stores: Stores
-    queues: TaskQueues
+    queues: Queues
     leases: Leases
     membership: Membership
     is_alone: bool
@@ -239,7 +250,7 @@ class Node:
         self,
         settings: Settings,
         stores: Stores,
-        queues: TaskQueues,
+        queues: Queues,
         leases: Leases,
         membership: Membership,
         *,
@@ -312,6 +323,9 @@ class Node:
             shard_count=settings.shard_count,
             timeout_ms=settings.route_timeout_ms,
         )
+        self._hand_outs = HandOuts(
+            queues, submit=self._router.submit, clock=clock, metrics=self.metrics
+        )
         self._desk = PollDesk(
             queues=queues,
             owner=self._router,
@@ -374,7 +388,7 @@ class Node:
             overview=overview,
             is_ready=self._is_ready,
         )
-        for resource in (tasks, bulk, workflow, metadata, health, cluster):
+        for resource in (tasks, exchange, bulk, bulk_start, workflow, metadata, health, cluster):
             self._edge.add(resource.routes(self.services))
         self._edge.add(later.routes())
 
@@ -441,6 +455,7 @@ class Node:
                 group.create_task(loop)
                 for loop in (
                     self._live(incarnation),
+                    self._hand_outs.run(),
                     self.presence.run(),
                     self._router.run(),
                     self._metadata.run(),

@@ -13,6 +13,7 @@ from cluster.logs import get_log
 from cluster.metrics import Metrics
 from cluster.node import wire
 from cluster.node.audit import Audit, Parts
+from cluster.node.hand_outs import Queues
 from cluster.node.limits import TaskLimits
 from cluster.node.metadata import Metadata
 from cluster.node.poll import PollDesk
@@ -27,13 +28,14 @@ from cluster.sharding.leases import LeaseKeeper
 from cluster.sharding.membership import Presence
 from cluster.sharding.plans import Plans
 from cluster.sharding.recovery import Recovery
+from cluster.sharding.requeue import Requeue
 from cluster.sharding.residents import Residents
 from cluster.sharding.routes import Routes
 from cluster.sharding.shard import Sent, Shards
 from cluster.sharding.timers import Timers
 from cluster.store.lease_ports import Leases
 from cluster.store.ports import LogId, ShardRow, Stores
-from cluster.store.queue_ports import QueueItem, TaskQueues
+from cluster.store.queue_ports import QueueItem
 
 log = get_log(__name__)
 
@@ -53,7 +55,7 @@ class Front:
 
     settings: Settings
     stores: Stores
-    queues: TaskQueues
+    queues: Queues
     leases: Leases
     routes: Routes
     presence: Presence
@@ -181,6 +183,18 @@ class Incarnation:
             clock=clock,
             on_page=self._relieve,
         )
+        self._requeue = Requeue(
+            self.shards,
+            queues=front.queues,
+            open_set=stores.open_set,
+            queue_item=self._queue_item,
+            send=self._dispatcher.send,
+            all_out=self._dispatcher.all_out,
+            catch_up=self.finish,
+            clock=clock,
+            metrics=metrics,
+            on_page=self._relieve,
+        )
         self.audit = Audit(
             Parts(
                 shards=self.shards,
@@ -235,6 +249,7 @@ class Incarnation:
                     self.lease.run(),
                     self.controller.run(),
                     self._recover(),
+                    self._requeue.run(),
                     self._audit(),
                 )
             ]
@@ -299,12 +314,14 @@ class Incarnation:
             await self._have_unrecovered.wait()
             self._have_unrecovered.clear()
             shards, self._unrecovered = self._unrecovered, set()
+            generation = await self._requeue.generation()
             try:
                 await self._recovery.run(sorted(shards))
                 await self.commit_log.drain()
             except Fenced:
                 return  # Whoever waits for the end of this log has been told.
             await self._dispatcher.all_out()
+            await self._requeue.told(generation, shards)
             if not self._unrecovered:
                 self._front.desk.holds_are_counted()
                 self._has_recovered.set()
