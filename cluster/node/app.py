@@ -36,7 +36,7 @@ from cluster.node.api.services import Services
 from cluster.node.data_folder import held
 from cluster.node.executors.scripts import ScriptPool, check_javascript
 from cluster.node.fragments import StoredFragments
-from cluster.node.hand_outs import HandOuts, Queues
+from cluster.node.hand_outs import HandOuts
 from cluster.node.incarnation import Front, Home, Incarnation
 from cluster.node.limits import TaskLimits
 from cluster.node.link import Links, LinkServer, WebSocketLinks, is_link
@@ -58,7 +58,7 @@ from cluster.store.memory import open_memory
 from cluster.store.memory.leases import MemoryLeases, MemoryMembership
 from cluster.store.memory.queues import MemoryTaskQueues
 from cluster.store.ports import LogId, Stores
-from cluster.store.queue_ports import QueueItem, task_type_of
+from cluster.store.queue_ports import QueueItem, Queues, task_type_of
 from cluster.store.sql import open_sqlite
 from cluster.urls import (
     CassandraUrl,

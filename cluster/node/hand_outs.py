@@ -9,7 +9,7 @@ from cluster.errors import ClusterError, NotFound
 from cluster.ids import TaskId, WorkflowId, number_of, workflow_of
 from cluster.logs import get_log
 from cluster.metrics import Metrics
-from cluster.store.queue_ports import Queues as Queues
+from cluster.store.queue_ports import Queues
 
 log = get_log(__name__)
 

@@ -13,7 +13,6 @@ from cluster.logs import get_log
 from cluster.metrics import Metrics
 from cluster.node import wire
 from cluster.node.audit import Audit, Parts
-from cluster.node.hand_outs import Queues
 from cluster.node.limits import TaskLimits
 from cluster.node.metadata import Metadata
 from cluster.node.poll import PollDesk
@@ -35,7 +34,7 @@ from cluster.sharding.shard import Sent, Shards
 from cluster.sharding.timers import Timers
 from cluster.store.lease_ports import Leases
 from cluster.store.ports import LogId, ShardRow, Stores
-from cluster.store.queue_ports import QueueItem
+from cluster.store.queue_ports import QueueItem, Queues
 
 log = get_log(__name__)
 

@@ -18,7 +18,7 @@ from cluster.store.memory.leases import MemoryLeases, MemoryMembership
 from cluster.store.memory.queues import MemoryTaskQueues
 from cluster.store.memory.shards import MemoryShardTable
 from cluster.store.ports import LogId, ShardRow, Stores
-from cluster.store.queue_ports import TaskQueues, Wake
+from cluster.store.queue_ports import Queues, Wake
 from tests.simulation.ledger import Archive, Ledger, ObservedLogStore
 from tests.simulation.world import Process, World
 
@@ -306,7 +306,7 @@ class RedisServer:
 
     def seen_by(
         self, network: Network, process: Process, place: str
-    ) -> tuple[TaskQueues, Leases, Membership]:
+    ) -> tuple[Queues, Leases, Membership]:
         """Queues, leases and membership as a process has them."""
 
         def port(name: str) -> Any:
