@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import fields
 from typing import Any, cast
@@ -85,11 +85,24 @@ class Several:
         return next(other for other in self.nodes if other != name)
 
 
+class _Death(Death):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unheard: set[str] = set()
+        """Methods of a store that are carried out, but nobody hears of it."""
+
+    async def call(self, name: str, method: Callable[[], Awaitable[object]]) -> object:
+        answer = await super().call(name, method)
+        if name in self.unheard:
+            await asyncio.get_running_loop().create_future()
+        return answer
+
+
 class Life:
     """One process of a node."""
 
     def __init__(self, cluster: Several, name: str, settings: dict[str, Any]) -> None:
-        self._death = Death()
+        self._death = _Death()
         ports = {field.name: getattr(cluster.stores, field.name) for field in fields(Stores)}
         mortal = Stores(**{one: cast(Any, _Port(port, self._death)) for one, port in ports.items()})
         self.node = Node(
@@ -132,6 +145,14 @@ class Life:
             async with self.node.serving(listening):
                 self._up.set()
                 await self.node.until(self._stop)
+
+    def hold(self, name: str) -> None:
+        """From now on this call of the stores hangs."""
+        self._death.hold(name)
+
+    def hold_after(self, name: str) -> None:
+        """From now on this call of the stores is carried out, and then hangs."""
+        self._death.unheard.add(name)
 
     async def stop(self) -> None:
         self._stop.set()
