@@ -127,6 +127,7 @@ class Incarnation:
             on_lost=self.lose,
             interval_ms=settings.checkpoint_interval_ms,
             bytes_max=settings.checkpoint_bytes,
+            by_slot=not settings.is_alone,
         )
         self.commit_log: CommitLog[Sent] = CommitLog(
             stores.logs,
@@ -315,7 +316,10 @@ class Incarnation:
             shards, self._unrecovered = self._unrecovered, set()
             generation = await self._requeue.generation()
             try:
-                await self._recovery.run(sorted(shards))
+                # What every queue was told of before, need not be told to it again.
+                untold = await self._requeue.untold(generation, shards)
+                await self._recovery.run(sorted(shards - untold), marked_only=True)
+                await self._recovery.run(sorted(untold))
                 await self.commit_log.drain()
             except Fenced:
                 return  # Whoever waits for the end of this log has been told.
