@@ -27,6 +27,7 @@ from cluster.node.api import (
     cluster,
     exchange,
     health,
+    jobs,
     later,
     metadata,
     tasks,
@@ -38,6 +39,7 @@ from cluster.node.executors.scripts import ScriptPool, check_javascript
 from cluster.node.fragments import StoredFragments
 from cluster.node.hand_outs import HandOuts
 from cluster.node.incarnation import Front, Home, Incarnation
+from cluster.node.jobs import BulkJobs
 from cluster.node.limits import TaskLimits
 from cluster.node.link import Links, LinkServer, WebSocketLinks, is_link
 from cluster.node.metadata import Changes, Metadata
@@ -370,11 +372,20 @@ class Node:
             own_address=lambda: self.url.removeprefix("http://"),
             drain=self.drain,
         )
+        self._jobs = BulkJobs(
+            records=stores.records,
+            search=stores.search,
+            router=self._router,
+            clock=clock,
+            random=random,
+            node_id=settings.node_id,
+        )
         self.services = Services(
             router=self._router,
             metadata=self._metadata,
             limits=self._limits,
             desk=self._desk,
+            jobs=self._jobs,
             queues=queues,
             search=stores.search,
             records=stores.records,
@@ -388,7 +399,8 @@ class Node:
             overview=overview,
             is_ready=self._is_ready,
         )
-        for resource in (tasks, exchange, bulk, bulk_start, workflow, metadata, health, cluster):
+        operations = (tasks, exchange, workflow, bulk, bulk_start, jobs)
+        for resource in (*operations, metadata, health, cluster):
             self._edge.add(resource.routes(self.services))
         self._edge.add(later.routes())
 
@@ -460,6 +472,7 @@ class Node:
                     self._router.run(),
                     self._metadata.run(),
                     self._poll_book.run(),
+                    self._jobs.run(),
                     self._watch_lag(),
                 )
             ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from cluster.clock import Clock, Random
 from cluster.metrics import Metrics
+from cluster.node.jobs import BulkJobs
 from cluster.node.limits import TaskLimits
 from cluster.node.metadata import Metadata
 from cluster.node.overview import Overview
@@ -23,6 +24,7 @@ class Services:
     metadata: Metadata
     limits: TaskLimits
     desk: PollDesk
+    jobs: BulkJobs
     queues: TaskQueues
     search: SearchIndex
     records: RecordStore
