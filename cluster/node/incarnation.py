@@ -314,6 +314,7 @@ class Incarnation:
             await self._have_unrecovered.wait()
             self._have_unrecovered.clear()
             shards, self._unrecovered = self._unrecovered, set()
+            self._recovery.pending.update(shards)
             generation = await self._requeue.generation()
             try:
                 # What every queue was told of before, need not be told to it again.

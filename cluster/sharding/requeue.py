@@ -85,6 +85,15 @@ class Requeue:
         except Unavailable:
             return UNKNOWN
 
+    async def untold(self, generation: str, shards: Collection[ShardId]) -> set[ShardId]:
+        """Those among some shards of which no owner has told everything in `generation`."""
+        if generation == UNKNOWN:
+            return set(shards)
+        try:
+            return set(await self._queues.uncounted(generation, list(shards)))
+        except Unavailable:
+            return set(shards)
+
     async def told(self, generation: str, shards: Collection[ShardId]) -> None:
         """A recovery that began in `generation` has pushed and held all that is open in these
         shards, and all of it has reached the queues."""

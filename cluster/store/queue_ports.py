@@ -137,6 +137,10 @@ class QueueUpkeep(Protocol):
         in HAND_OUT_MS, to one caller.
         """
 
+    async def refuse(self, queue: str, items: Sequence[QueueItem]) -> None:
+        """These were popped, but their owners do not want them handed out: forget each that is
+        still held with that very delivery, and free its slot. A later one may be there already."""
+
     async def generation(self) -> str:
         """Another one than before: some or all of what was in the queues may be lost. Every owner
         pushes and holds again what is open in its shards, then says so by `counted`."""
@@ -145,6 +149,10 @@ class QueueUpkeep(Protocol):
         """All that is open in these shards was pushed and held since `generation` began; ignored
         if that is over. Until it was said of all shards, a type with a concurrency limit hands out
         nothing: nobody knows how many workers are at it."""
+
+    async def uncounted(self, generation: str, shards: Sequence[ShardId]) -> Sequence[ShardId]:
+        """Those among some shards of which `counted` was not said in `generation`; all of them, if
+        that is over."""
 
 
 class Queues(TaskQueues, QueueUpkeep, Protocol):

@@ -305,6 +305,20 @@ async def test_a_pop_that_was_given_up_has_taken_nothing(queues: Queues) -> None
 
 
 @pytest.mark.asyncio
+async def test_what_an_owner_refuses_is_forgotten_but_no_later_delivery(queues: Queues) -> None:
+    one = Limits(concurrent=3)
+    await queues.push({"mail": [item("a"), item("b"), item("c"), item("d")]}, now_ms=T0)
+    mine = (await queues.pop("mail", count=9, now_ms=T0, limits=one)).items
+    assert [taken.task_id for taken in mine] == ["a", "b", "c"]
+    await queues.push({"mail": [item("b", delivery=2)]}, now_ms=T0)
+    await queues.hold({"mail": {TaskId("c"): 2}})
+    await queues.refuse("mail", mine)
+    await queues.refuse("nothing", mine)
+    assert await queues.unknown({"mail": ids("a", "b", "c", "d")}) == ["a"]
+    assert await pop(queues, limits=one) == ["b", "d"]
+
+
+@pytest.mark.asyncio
 async def test_of_hand_outs_nobody_spoke_of_the_owner_is_asked_in_time(queues: Queues) -> None:
     names = ["acknowledged", "back", "held", "pushed", "silent", "waits"]
     await queues.push({"mail": [item(name) for name in names[:-1]]}, now_ms=T0)
@@ -367,6 +381,22 @@ async def test_limits_hand_out_nothing_until_all_shards_are_counted(
         assert await pop(queues, limits=one) == []
         await queues.counted(generation, shards[3:])
         assert await pop(queues, limits=one) == ["a"]
+
+
+@pytest.mark.asyncio
+async def test_which_shards_were_counted_is_known_until_the_generation_is_over(
+    open_queues: OpenQueues,
+) -> None:
+    shards = [ShardId(n) for n in range(4)]
+    async with open_queues(4) as queues:
+        generation = await queues.generation()
+        assert await queues.uncounted(generation, shards) == shards
+        await queues.counted(generation, shards[1:3])
+        assert await queues.uncounted(generation, shards) == [shards[0], shards[3]]
+        assert await queues.uncounted(generation, shards[1:3]) == []
+        assert await queues.uncounted(generation, []) == []
+        another = ",".join("another" for _ in generation.split(","))
+        assert await queues.uncounted(another, shards) == shards
 
 
 @pytest.mark.asyncio

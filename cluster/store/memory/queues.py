@@ -148,12 +148,25 @@ class MemoryTaskQueues:
                 count -= len(expired)
         return found
 
+    async def refuse(self, queue: str, items: Sequence[QueueItem]) -> None:
+        lane = self._lanes.get(queue)
+        if lane is not None:
+            freed = lane.forget(
+                item.task_id for item in items if lane.held.get(item.task_id) == item.delivery
+            )
+            if freed:
+                self._free(lane.group, freed)
+
     async def generation(self) -> str:
         return str(self._losses)
 
     async def counted(self, generation: str, shards: Sequence[ShardId]) -> None:
         if generation == str(self._losses):
             self._counted.update(shards)
+
+    async def uncounted(self, generation: str, shards: Sequence[ShardId]) -> list[ShardId]:
+        is_over = generation != str(self._losses)
+        return [shard for shard in shards if is_over or shard not in self._counted]
 
     def lose(self) -> None:
         """Forget everything, as a server does that was flushed."""

@@ -414,6 +414,21 @@ function operations.acknowledge(first)
   return 0, first + 3 + count
 end
 
+-- Not to be handed out, says the owner of what was popped: not if a later delivery has come since.
+function operations.refuse(first)
+  local queue, kind, count = ARGV[first], ARGV[first + 1], tonumber(ARGV[first + 2])
+  local next_one, freed = first + 3 + 2 * count, 0
+  for index = first + 3, next_one - 1, 2 do
+    local id = ARGV[index]
+    if call('HGET', prefix .. 'task:' .. queue, id) == ARGV[index + 1] then
+      call('HDEL', prefix .. 'task:' .. queue, id)
+      freed = freed + call('ZREM', prefix .. 'held:' .. queue, id)
+    end
+  end
+  free(kind, freed)
+  return 0, next_one
+end
+
 function operations.hold(first)
   local queue, kind, count = ARGV[first], ARGV[first + 1], tonumber(ARGV[first + 2])
   open_lane(queue, kind)
@@ -551,6 +566,17 @@ function operations.counted(first)
     call('SADD', prefix .. 'counted', unpack(listed(first + 2, count)))
   end
   return 0, first + 2 + count
+end
+
+function operations.uncounted(first)
+  local seen, count = ARGV[first], tonumber(ARGV[first + 1])
+  local found = {}
+  for _, shard in ipairs(listed(first + 2, count)) do
+    if seen ~= generation or call('SISMEMBER', prefix .. 'counted', shard) == 0 then
+      found[#found + 1] = shard
+    end
+  end
+  return found, first + 2 + count
 end
 
 local answers = { generation, own_wakes }

@@ -203,6 +203,17 @@ class RedisTaskQueues:
                 found.setdefault(queue.decode(), {})[TaskId(task_id.decode())] = int(delivery)
         return found
 
+    async def refuse(self, queue: str, items: Sequence[QueueItem]) -> None:
+        await _all(
+            self._of(queue).ask(
+                [
+                    *("refuse", queue, task_type_of(queue), len(chunk)),
+                    *chain.from_iterable((item.task_id, item.delivery) for item in chunk),
+                ]
+            )
+            for chunk in _chunks(items)
+        )
+
     async def generation(self) -> str:
         answers = await _all(partition.ask(["look", 0, 0]) for partition in self._partitions)
         assert len(answers) == len(self._partitions)
@@ -215,6 +226,16 @@ class RedisTaskQueues:
             for partition, seen in told
             for chunk in _chunks(shards)
         )
+
+    async def uncounted(self, generation: str, shards: Sequence[ShardId]) -> list[ShardId]:
+        told = zip(self._partitions, generation.split(","), strict=True)
+        found = await _all(
+            partition.ask(["uncounted", seen, len(chunk), *chunk])
+            for partition, seen in told
+            for chunk in _chunks(shards)
+        )
+        lacking = {int(shard) for shard in chain.from_iterable(found)}
+        return [shard for shard in shards if shard in lacking]
 
     # -- what runs beside
 
