@@ -14,7 +14,7 @@ MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run cluster test check contract conformance conformance-record conformance-mutants e2e chaos chaos-cluster bench bench-compare services lock clean
+.PHONY: help setup run cluster test check contract conformance conformance-record conformance-mutants e2e chaos chaos-cluster fence-race bench bench-compare bench-stores services lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,7 +41,7 @@ test: setup services ## all tests; one line per suite at the end
 check: setup ## format, lint, types and unit tests: the quick round
 	@$(SUITES) lint types unit
 
-contract: setup ## each store and queue port against every implementation
+contract: setup services ## each store and queue port against every implementation
 	@$(SUITES) contract
 
 conformance: setup services ## the same requests to the real Conductor and to ours
@@ -69,8 +69,16 @@ bench: setup ## throughput, CPU per workflow, CPU per task as workflows grow; ne
 bench-compare: setup services ## the same load on Podium and on the real Conductor, side by side
 	@$(BIN)/python -m bench.compare
 
-services: setup ## install Redis, a JDK and Maven by apt, fetch Conductor (the tests need them)
+fence-race: setup services ## owners steal shards from each other on a real Cassandra; nothing may get lost (TAKEOVERS=3000 NODES=1)
+	@$(BIN)/python -m tests.support.fence_race --takeovers $(or $(TAKEOVERS),3000) --nodes $(or $(NODES),1)
+	@$(BIN)/python -m tests.support.fence_race --takeovers 300 --nodes $(or $(NODES),1) --without-fence-read
+
+bench-stores: setup services ## requests, bytes and CPU that Cassandra costs per append and checkpoint; next to nothing else
+	@$(BIN)/python bench/stores.py
+
+services: setup ## install Redis, a JDK and Maven by apt, fetch Cassandra and Conductor (the tests need them)
 	@./ops/services.sh
+	@$(BIN)/python ops/cassandra_up.py fetch
 	@PYTHON=$(BIN)/python ./ops/conductor_up.sh fetch
 
 lock: ## write constraints.txt anew from the newest versions that fit pyproject.toml

@@ -45,7 +45,7 @@ SUITES = (
         folder="tests/unit",
         options=("-n", "auto", "--cov", "--cov-report=term", "--cov-fail-under=95"),
     ),
-    Suite("contract", 240, folder="tests/contract"),
+    Suite("contract", 600, folder="tests/contract"),
     Suite("conformance", 800, folder="tests/conformance"),
     Suite("e2e", 800, folder="tests/e2e"),
     Suite("chaos", 1_200, folder="tests/chaos"),
