@@ -310,7 +310,10 @@ class Node:
         items = wire.QueueItems()
         plans = Plans(self._metadata.snapshot_body)
         self._links = links or WebSocketLinks(
-            node_id=settings.node_id, token=settings.link_token, metrics=self.metrics
+            node_id=settings.node_id,
+            token=settings.link_token,
+            clock=clock,
+            metrics=self.metrics,
         )
         self._router = Router(
             self.home,

@@ -17,6 +17,7 @@ import aiohttp
 import msgspec
 from aiohttp import WSMsgType, hdrs, web
 
+from cluster.clock import Clock
 from cluster.errors import (
     ClusterError,
     OutcomeUnknown,
@@ -69,6 +70,8 @@ class LinkCall(msgspec.Struct, frozen=True, array_like=True, gc=False):
     shard: int
     epoch: int
     arguments: msgspec.Raw
+    sent_ms: int = 0
+    """By the clock of the caller; 0: it does not say."""
 
 
 class _Fault(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -139,9 +142,10 @@ class _Garbled(Exception):
 class WebSocketLinks:
     """One connection to each node that this one calls, made when it is needed."""
 
-    def __init__(self, *, node_id: str, token: str, metrics: Metrics) -> None:
+    def __init__(self, *, node_id: str, token: str, clock: Clock, metrics: Metrics) -> None:
         self._node_id = node_id
         self._token = token
+        self.clock = clock
         self.metrics = metrics
         self._links: dict[str, _Link] = {}
         self._session: aiohttp.ClientSession | None = None
@@ -161,14 +165,14 @@ class WebSocketLinks:
             raise Unreached("This node is stopping")
         link = self._links.get(address)
         if link is None:
+            self._drop_unused()
             link = self._links[address] = _Link(self, address)
         return await link.call(operation, arguments, timeout_ms / 1000, shard, epoch)
 
-    def keep_only(self, addresses: set[str]) -> None:
-        """Drop the links to nodes that are gone."""
-        for address in [one for one in self._links if one not in addresses]:
-            if self._links[address].is_idle:
-                self._links.pop(address).stop()
+    def _drop_unused(self) -> None:
+        """Forget addresses at which nobody is any more: a node that begins anew has another."""
+        for address in [one for one, link in self._links.items() if link.is_unused]:
+            del self._links[address]
 
     async def connect(self, address: str) -> aiohttp.ClientWebSocketResponse:
         if self._session is None:
@@ -231,8 +235,9 @@ class _Link:
         self._duration = links.metrics.link_call.of()
 
     @property
-    def is_idle(self) -> bool:
-        return not self._in_flight and not self._waiting
+    def is_unused(self) -> bool:
+        """There is no connection, and nobody waits for one."""
+        return self._running is None and not self._in_flight and not self._waiting
 
     async def call(
         self, operation: str, arguments: bytes, timeout_s: float, shard: int, epoch: int
@@ -392,7 +397,7 @@ class _Link:
     def _pack(self) -> None:
         """Gather all that was called meanwhile into frames."""
         numbers, self._unsent = self._unsent, []
-        now = self._loop.time()
+        now, now_ms = self._loop.time(), self._links.clock.now_ms()
         calls: list[LinkCall] = []
         size = 0
         for number in numbers:
@@ -409,6 +414,7 @@ class _Link:
                     call.shard,
                     call.epoch,
                     msgspec.Raw(call.arguments),
+                    now_ms,
                 )
             )
             size += len(call.arguments)

@@ -24,7 +24,7 @@ from cluster.engine.events import (
 from cluster.engine.model import Execution, Header, Task
 from cluster.engine.plan import Plan
 from cluster.engine.transitions import OPEN_TASK, WorkflowStatus
-from cluster.errors import ClusterError, Conflict, InvalidRequest, NotFound, NotOwner
+from cluster.errors import ClusterError, Conflict, Fenced, InvalidRequest, NotFound, NotOwner
 from cluster.ids import (
     ShardId,
     TaskId,
@@ -460,7 +460,7 @@ class Owner:
             return None
         try:
             shards.apply_now(execution, event)
-        except NotOwner:
+        except (NotOwner, Fenced):
             raise
         except ClusterError:
             return None

@@ -19,6 +19,8 @@ from cluster.node.owner import Owner, RerunRequest, StartWorkflow
 
 _AHEAD_MS_MAX = 60_000
 """An id may have been drawn by a clock that is ahead of this one, but not by more."""
+_LATE_MS = 250
+"""A call that took longer to get here is taken for a repetition."""
 _SLICE = 250
 _SLICED_TRIES = 3
 
@@ -239,7 +241,9 @@ def _refuse_far_ahead(workflow_id: WorkflowId, now_ms: int) -> None:
 
 START = Operation(_start, takes=tuple[WorkflowId, StartWorkflow, bool], knows_repeats=True)
 START_ONCE = Operation(_start_once, takes=tuple[WorkflowId, StartWorkflow, str], gives=WorkflowId)
-START_CHILD = Operation(_start_child, takes=tuple[WorkflowId, StartChild, bool], gives=bool)
+START_CHILD = Operation(
+    _start_child, takes=tuple[WorkflowId, StartChild, bool], gives=bool, knows_repeats=True
+)
 SUBMIT = Operation(_submit, takes=tuple[WorkflowId, Packed])
 DELIVER = Operation(_deliver, takes=tuple[WorkflowId, Packed])
 REVIVE = Operation(_revive, takes=tuple[WorkflowId, Packed])
@@ -276,4 +280,7 @@ async def carry_out(at: Here, call: LinkCall) -> bytes:
         arguments = operation.decode_arguments(call.arguments)
     except msgspec.DecodeError as error:
         raise ClusterError(f"The arguments of {call.operation} do not fit: {error}") from None
+    if call.sent_ms and at.clock.now_ms() - call.sent_ms > _LATE_MS:
+        # Held up so long, it may have been given up, repeated, done, and forgotten since.
+        arguments = operation.repeated(arguments)
     return encode(await operation.run(at, *arguments))
