@@ -9,6 +9,7 @@ as it takes to carry them, and nobody polls the queue while nothing happens.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from heapq import heappop, heappush
 from itertools import count as count_from
 from typing import Protocol
@@ -16,10 +17,13 @@ from typing import Protocol
 import msgspec
 
 from cluster.clock import Clock
-from cluster.errors import InvalidRequest, Overloaded
+from cluster.errors import InvalidRequest, Overloaded, Unavailable
 from cluster.ids import TaskId
+from cluster.logs import get_log
 from cluster.metrics import NO_DOMAIN, Metrics
-from cluster.store.queue_ports import Limits, QueueItem, TaskQueues, queue_name
+from cluster.store.queue_ports import Limits, QueueItem, Queues, queue_name
+
+log = get_log(__name__)
 
 TIMEOUT_MS_MAX = 5000
 COUNT_MAX = 1000
@@ -95,7 +99,7 @@ class PollDesk:
     def __init__(
         self,
         *,
-        queues: TaskQueues,
+        queues: Queues,
         owner: TaskOwner,
         clock: Clock,
         metrics: Metrics,
@@ -214,7 +218,14 @@ class PollDesk:
         for item in items:
             self._owner.take_back(item.task_id, delivery=item.delivery)
         if items:
-            await self._queues.hand_back(polled.queue, items)
+            await self._give_back(polled.queue, items)
+
+    async def _give_back(self, queue: str, items: Sequence[QueueItem]) -> None:
+        try:
+            await self._queues.hand_back(queue, items)
+        except Unavailable as fault:
+            # The queue will ask their owners in a while.
+            log.info("tasks were not handed back", queue=queue, error=fault.message)
 
     def last_poll(self, task_type: str, domain: str | None) -> PollData | None:
         """The last poll of a queue that this node has seen or heard of."""
@@ -409,7 +420,12 @@ class PollDesk:
         for rounds in count_from(1):
             now_ms = self._clock.now_ms()
             room = request.count - len(polled.items)
-            popped = await self._queues.pop(queue, count=room, now_ms=now_ms, limits=limits)
+            try:
+                popped = await self._queues.pop(queue, count=room, now_ms=now_ms, limits=limits)
+            except Unavailable as fault:
+                # Without the queues workers wait, as they do while there is no work.
+                log.debug("a poll looked in vain", queue=queue, error=fault.message)
+                return now_ms + _RETRY_MS_MAX
             try:
                 if self._fragments is not None:
                     await self._fetch_fragments(popped.items, task_type)
@@ -417,10 +433,11 @@ class PollDesk:
             except BaseException:
                 left = [item for item in popped.items if item not in polled.items]
                 await self.hand_back(polled)
-                await self._queues.hand_back(queue, left)
+                await self._give_back(queue, left)
                 raise
             if refused:
-                await self._queues.acknowledge({queue: refused})
+                with suppress(Unavailable):  # It will ask their owners in a while.
+                    await self._queues.refuse(queue, refused)
             if not refused or len(polled.items) >= request.count:
                 break
             if rounds % _ROUNDS_MAX == 0:
@@ -442,15 +459,15 @@ class PollDesk:
 
     def _hand_over(
         self, items: Sequence[QueueItem], request: "_Request", polled: Polled, now_ms: int
-    ) -> list[TaskId]:
+    ) -> list[QueueItem]:
         """Add to `polled` what its owner lets go; returns what it does not."""
-        refused: list[TaskId] = []
+        refused: list[QueueItem] = []
         for item in items:
             handed = self._owner.hand_over(
                 item.task_id, delivery=item.delivery, worker_id=request.worker_id, at_ms=now_ms
             )
             if handed is None:
-                refused.append(item.task_id)
+                refused.append(item)
             else:
                 polled.items.append(item)
                 polled.bodies.append(self._answer(item, handed, request))

@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from cluster.errors import InvalidRequest, Overloaded
+from cluster.errors import InvalidRequest, Overloaded, Unavailable
 from cluster.ids import TaskId
 from cluster.metrics import Metrics
 from cluster.node import poll as poll_module
@@ -62,6 +62,8 @@ class SlowQueues(MemoryTaskQueues):
     ) -> Popped:
         self.looks += 1
         await self._travel()
+        if self.is_away:
+            raise Unavailable("the queues are away")
         popped = await super().pop(queue, count=count, now_ms=now_ms, limits=limits)
         try:
             await self._travel()
@@ -74,8 +76,16 @@ class SlowQueues(MemoryTaskQueues):
         await self._travel()
         await super().acknowledge(batch)
 
+    is_away = False
+
+    async def refuse(self, queue: str, items: Sequence[QueueItem]) -> None:
+        await self._travel()
+        await super().refuse(queue, items)
+
     async def hand_back(self, queue: str, items: Sequence[QueueItem]) -> None:
         await self._travel()
+        if self.is_away:
+            raise Unavailable("the queues are away")
         await super().hand_back(queue, items)
 
 
@@ -669,5 +679,35 @@ def test_a_task_never_waits_while_a_poll_is_parked(
         assert max(late.values(), default=0) <= 30 + (4 * delay_ms + 1) * (len(pushes) + 2)
         desk.desk.close()
         await asyncio.gather(*tasks)
+
+    run_virtual(main())
+
+
+def test_polls_wait_while_the_queues_are_away_and_get_their_task_afterwards() -> None:
+    async def main() -> None:
+        desk = Desk()
+        desk.queues.is_away = True
+        assert await desk.poll(timeout_ms=0) == []
+        waiting = desk.park(timeout_ms=5000)
+        await asyncio.sleep(2.5)
+        assert not waiting.done()
+        assert desk.queues.looks <= 5, "who is away is not hammered"
+        await desk.push("a")
+        desk.queues.is_away = False
+        assert await waiting == ["a"]
+
+    run_virtual(main())
+
+
+def test_what_cannot_be_handed_back_now_is_no_error() -> None:
+    async def main() -> None:
+        desk = Desk()
+        await desk.push("a")
+        polled = await desk.desk.poll(
+            task_type="mail", domain=None, worker_id="w", count=1, timeout_ms=0
+        )
+        desk.queues.is_away = True
+        await desk.desk.hand_back(polled)
+        assert desk.owners.held == {}, "its owner knows all the same"
 
     run_virtual(main())
