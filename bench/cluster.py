@@ -30,7 +30,8 @@ def main() -> int:
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for nodes in options.nodes:
-        with cluster(nodes) as server:
+        with cluster(nodes) as running:
+            server = running.server
             for scenario in options.scenario:
                 load(server, scenario, seconds=options.warmup / len(options.scenario), warmup=0)
             rows += [measure(server, scenario, nodes, options) for scenario in options.scenario]

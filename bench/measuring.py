@@ -49,11 +49,60 @@ def podium(*options: str) -> Iterator[Server]:
             stop(server)
 
 
+class Node:
+    """One node process of a cluster, on ports and in a folder of its own."""
+
+    def __init__(self, number: int, folder: Path, environment: dict[str, str]) -> None:
+        self.name = f"node-{number}"
+        self.port = free_port()
+        self.log = folder / f"{self.name}.log"
+        self._data = folder / self.name
+        self._environment = {**environment, "PODIUM_NODE_ID": self.name}
+        self.process: subprocess.Popen[bytes]
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready."""
+        command = [str(PODIUM), "serve", "--port", str(self.port), "--data", str(self._data)]
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                command, env=self._environment, stdout=output, stderr=subprocess.STDOUT
+            )
+        wait_until_healthy(self.process, self.port, self.log, path="/health/ready")
+
+    def kill(self) -> None:
+        """As kill -9 does."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """In good order."""
+        stop(self.process)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Node processes on one Cassandra node (RF 1) and one Redis without AOF."""
+
+    nodes: Sequence[Node]
+    cassandra: Ring
+    redis: Servers
+    folder: Path
+
+    @property
+    def server(self) -> Server:
+        """All of it, as one server whose clients spread over the nodes."""
+        stores = {"cassandra": self.cassandra.nodes[0].pid, "redis": self.redis.data[0].pid}
+        return Server(
+            ",".join(f"http://127.0.0.1:{node.port}/api" for node in self.nodes),
+            {**stores, **{node.name: node.process.pid for node in self.nodes}},
+        )
+
+
 @contextmanager
 def cluster(
     nodes: int, *, heap: str = "1g", settings: dict[str, str] | None = None
-) -> Iterator[Server]:
-    """Node processes on one Cassandra node (RF 1) and one Redis without AOF, all started here."""
+) -> Iterator[Cluster]:
+    """Start the stores and the nodes, all on this machine; stopped and removed at the end."""
     with tempfile.TemporaryDirectory(prefix="podium-bench-") as name, ExitStack() as stack:
         folder = Path(name)
         ring = Ring(folder / "cassandra", options=Options(heap=heap))
@@ -71,25 +120,13 @@ def cluster(
             **(settings or {}),
         }
         subprocess.run([PODIUM, "schema", "apply"], env=environment, check=True)
-        processes = {"cassandra": ring.nodes[0].pid, "redis": redis.primary().pid}
-        urls = []
+        started = []
         for number in range(1, nodes + 1):
-            port = free_port()
-            log = folder / f"node-{number}.log"
-            command = [str(PODIUM), "serve", "--port", str(port)]
-            command += ["--data", str(folder / f"node-{number}")]
-            with log.open("wb") as output:
-                node = subprocess.Popen(
-                    command,
-                    env={**environment, "PODIUM_NODE_ID": f"node-{number}"},
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
-            stack.callback(stop, node)
-            wait_until_healthy(node, port, log, path="/health/ready")
-            processes[f"node-{number}"] = node.pid
-            urls.append(f"http://127.0.0.1:{port}/api")
-        yield Server(",".join(urls), processes)
+            node = Node(number, folder, environment)
+            node.start()
+            stack.callback(node.stop)
+            started.append(node)
+        yield Cluster(started, ring, redis, folder)
 
 
 @contextmanager
