@@ -42,6 +42,8 @@ def set_up_logs(*, node_id: str, level: str = "info") -> None:
     # A driver tells of every reconnect, and asyncio of every slow callback, at a lower level.
     for library in ("asyncio", "aiohttp.access", "cassandra"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    # Cassandra warns of large batches; ours are of one partition each, and large on purpose.
+    logging.getLogger("cassandra.protocol").setLevel(logging.ERROR)
 
 
 def get_log(name: str) -> structlog.stdlib.BoundLogger:
