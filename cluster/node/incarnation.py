@@ -27,7 +27,7 @@ from cluster.sharding.leases import LeaseKeeper
 from cluster.sharding.membership import Presence
 from cluster.sharding.plans import Plans
 from cluster.sharding.recovery import Recovery
-from cluster.sharding.requeue import Requeue
+from cluster.sharding.requeue import UNKNOWN, Requeue
 from cluster.sharding.residents import Residents
 from cluster.sharding.routes import Routes
 from cluster.sharding.shard import Sent, Shards
@@ -190,6 +190,7 @@ class Incarnation:
             queue_item=self._queue_item,
             send=self._dispatcher.send,
             all_out=self._dispatcher.all_out,
+            take_dropped=self._dispatcher.take_dropped,
             catch_up=self.finish,
             clock=clock,
             metrics=metrics,
@@ -325,6 +326,8 @@ class Incarnation:
             except Fenced:
                 return  # Whoever waits for the end of this log has been told.
             await self._dispatcher.all_out()
+            if self._dispatcher.has_dropped:
+                generation = UNKNOWN
             await self._requeue.told(generation, shards)
             if not self._unrecovered:
                 self._front.desk.holds_are_counted()
@@ -341,7 +344,9 @@ class Incarnation:
         """Learn whether all effects of what is about to be checkpointed have left."""
         out = self._dispatcher.all_out()
         await asyncio.wait([out], timeout=_EFFECTS_OUT_S)
-        self._are_effects_out = out.done()
+        self._are_effects_out = (
+            out.done() and not self._dispatcher.has_dropped and not self._requeue.is_behind
+        )
 
     def _describe(self, workflow_id: WorkflowId, header: bytes) -> Described:
         execution = self.residents.executions.get(workflow_id)

@@ -43,6 +43,12 @@ from cluster.store.queue_ports import QueueItem, TaskQueues
 
 log = get_log(__name__)
 
+LANE_BYTES_MAX = 64 << 20
+"""Of what waits for queues that are away. Beyond it the queues are filled again later."""
+
+_CALL_BYTES = 300
+"""What a call takes beside its payload."""
+
 _PAUSES_MS = (100, 400, 1_600, 6_400)
 """Before an effect that failed is tried again."""
 
@@ -134,6 +140,16 @@ class Dispatcher:
         self._waiting.append(marker)
         self._news.set()
         return marker
+
+    @property
+    def has_dropped(self) -> bool:
+        """Whether the queues lack something, because too much had to wait for them."""
+        return self._lane.has_dropped
+
+    def take_dropped(self) -> bool:
+        """The same; whoever asks sees to it that the queues are told again."""
+        dropped, self._lane.has_dropped = self._lane.has_dropped, False
+        return dropped
 
     def is_under_way(self, workflow_id: WorkflowId) -> bool:
         """Whether an effect of this workflow is being carried out whose answer is still to come."""
@@ -337,6 +353,9 @@ class _QueueLane:
         self._queues = queues
         self._clock = clock
         self._calls: list[_QueueCall] = []
+        self._bytes = 0
+        self._is_away = False
+        self.has_dropped = False
         self._news = asyncio.Event()
         self._pushes: dict[str, list[QueueItem]] = {}
         self._acknowledged: dict[str, list[TaskId]] = {}
@@ -346,6 +365,14 @@ class _QueueLane:
 
     def put(self, call: _QueueCall) -> None:
         """Have it done after all that was put before."""
+        if not isinstance(call, asyncio.Future):
+            size = _CALL_BYTES
+            if isinstance(call, _Push):
+                size += len(call.item.payload)
+            if self._is_away and self._bytes + size > LANE_BYTES_MAX:
+                self.has_dropped = True
+                return
+            self._bytes += size
         self._calls.append(call)
         self._news.set()
 
@@ -355,6 +382,7 @@ class _QueueLane:
             await self._news.wait()
             self._news.clear()
             calls, self._calls = self._calls, []
+            size = self._bytes
             markers: list[asyncio.Future[None]] = []
             for call in calls:
                 match call:
@@ -376,6 +404,7 @@ class _QueueLane:
                     case _:
                         markers.append(call)
             await self._flush()
+            self._bytes -= size
             for marker in markers:
                 if not marker.done():
                     marker.set_result(None)
@@ -392,4 +421,13 @@ class _QueueLane:
         self._pushed, self._gone = set(), set()
 
     async def _insist(self, call: Callable[[], Awaitable[None]]) -> None:
-        await insist(call, clock=self._clock, deadline_ms=None)
+        async def attempt() -> None:
+            try:
+                await call()
+            except BaseException:
+                # Cancelled: no answer in time.
+                self._is_away = True
+                raise
+            self._is_away = False
+
+        await insist(attempt, clock=self._clock, deadline_ms=None)

@@ -57,19 +57,21 @@ class Requeue:
         queue_item: Callable[[Execution, int], tuple[str, QueueItem]],
         send: Callable[[list[Sent]], None],
         all_out: Callable[[], Awaitable[None]],
+        take_dropped: Callable[[], bool],
         catch_up: Callable[[], Awaitable[None]],
         clock: Clock,
         metrics: Metrics,
         on_page: Callable[[], None] = lambda: None,
     ) -> None:
-        """`send` and `all_out` of the dispatcher; `catch_up` returns when all that was committed
-        is in the open set; `on_page` is called now and then: memory may be freed."""
+        """`send`, `all_out` and `take_dropped` of the dispatcher; `catch_up` returns when all that
+        was committed is in the open set; `on_page` is called now and then: memory may be freed."""
         self._shards = shards
         self._queues = queues
         self._open_set = open_set
         self._queue_item = queue_item
         self._send = send
         self._all_out = all_out
+        self._take_dropped = take_dropped
         self._catch_up = catch_up
         self._clock = clock
         self._losses = metrics.queue_losses.of()
@@ -77,6 +79,11 @@ class Requeue:
         self._on_page = on_page
         self._told: dict[ShardId, tuple[int, str]] = {}
         """Shard → epoch, and the generation in which everything that is open was told."""
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the queues lack something that is still to be told again."""
+        return any(told_in == UNKNOWN for _, told_in in self._told.values())
 
     async def generation(self) -> str:
         """The generation of the queues, to be asked for before a recovery begins."""
@@ -113,8 +120,12 @@ class Requeue:
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
             generation = await self.generation()
+            if generation == UNKNOWN:
+                continue
+            if self._take_dropped():
+                self._told = {shard: (epoch, UNKNOWN) for shard, (epoch, _) in self._told.items()}
             behind = self._behind(generation)
-            if generation == UNKNOWN or not behind:
+            if not behind:
                 continue
             try:
                 await self._fill(behind, generation)
@@ -145,7 +156,7 @@ class Requeue:
         await self._all_out()
         # One that was given up meanwhile may have been seen in part.
         kept = [shard for shard in shards if self._shards.epochs.get(shard) == epochs[shard]]
-        await self.told(generation, kept)
+        await self.told(UNKNOWN if self._take_dropped() else generation, kept)
         took_ms = self._clock.monotonic_ms() - began_ms
         log.info("the queues are full again", workflows=count, took_ms=took_ms)
 

@@ -5,7 +5,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
+
+from cluster.errors import Unavailable
 from cluster.ids import TaskId
+from cluster.sharding import dispatch
 from cluster.store.queue_ports import HAND_OUT_MS
 from tests.support.lives import SHARD_COUNT, Death, Json, Life, new_stores
 from tests.support.virtual_time import VirtualClock, run_virtual
@@ -187,5 +191,32 @@ def test_shards_are_counted_when_they_have_been_told() -> None:
         assert len(life.queues._counted) == 0
         await asyncio.sleep(2)
         assert len(life.queues._counted) == SHARD_COUNT
+
+    in_life(test)
+
+
+def test_what_had_no_room_while_the_queues_were_away_is_pushed_when_they_are_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatch, "LANE_BYTES_MAX", 20_000)
+
+    async def test(life: Life) -> None:
+        async def away(*_: object, **__: object) -> Any:
+            raise Unavailable("away")
+
+        before = [await life.start("one") for _ in range(5)]
+        await all_there(life, 5)
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("push", "acknowledge", "hold", "generation"):
+                patch.setattr(life.queues, name, away)
+            ids = [await life.start("one") for _ in range(200)]
+            await life.terminate(before[0])
+            # Timers and checkpoints do not wait for queues.
+            await asyncio.sleep(30)
+            assert life.parts.dispatcher.has_dropped
+        await all_there(life, 204)
+        await life.until(lambda: not life.parts.dispatcher.has_dropped)
+        polled = {task["workflowInstanceId"] for task in await life.poll("t_a", 1000)}
+        assert polled == {*before[1:], *ids}, "the owner lets nothing go that has ended"
 
     in_life(test)
