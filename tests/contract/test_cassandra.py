@@ -171,6 +171,17 @@ async def test_a_log_id_that_was_used_is_never_open_again(own: Stores) -> None:
         await own.logs.append(log, 1, b"late")
 
 
+async def test_a_large_batch_of_one_partition_is_taken(own: Stores) -> None:
+    """Cassandra's default limit of 50 KiB is for batches over several partitions."""
+    one = workflow_id()
+    rows = [revised(Row(one, number, b"x" * 2_000)) for number in range(200)]
+    await own.executions.write(rows)
+    assert [row for row, _ in rows] == list(await own.executions.read(one))
+    spread = [workflow_id(at_ms=n * HOUR_MS) for n in range(100)]
+    await own.executions.write([revised(Row(one, 0, b"x" * 1_500)) for one in spread])
+    assert len(await own.executions.headers(spread)) == 100
+
+
 # -- the open set tidies up behind itself
 
 
@@ -256,6 +267,21 @@ async def test_a_late_tidier_hides_nothing_of_its_successor(session: Session, ow
     assert await scan == []
     found = await successor.open_set.scan(ShardId(0), after=None, limit=9)
     assert [entry.workflow_id for entry in found] == [one]
+
+
+async def test_an_owner_trusts_nothing_of_its_first_time(session: Session, own: Stores) -> None:
+    """A→B→A: B tidied away what A remembers to have written, then died with work in its log."""
+    first, one = await Tidy.claim(session, own), workflow_id()
+    await first.put(one, 5, at=1)
+    second = await Tidy.claim(session, await open_stores(session))
+    await second.remove(one, at=1)
+    assert await second.scan() == []
+    assert await second.due(2 * HOUR_MS) == []
+    assert await second.count("open_index") == 0
+    replayed = revision_of(second.epoch, 2)
+    await own.open_set.put([(OpenEntry(one, 6, False), replayed)])
+    assert await first.scan() == [one]
+    assert await first.due(HOUR_MS) == [one]
 
 
 async def test_a_write_under_way_keeps_its_bucket(session: Session, own: Stores) -> None:
