@@ -2,10 +2,17 @@
 
 import asyncio
 import itertools
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
+from cluster.clock import SystemClock
+from cluster.errors import NotOwner, OutcomeUnknown
+from cluster.ids import WorkflowId, shard_of
+from cluster.node.link import LinkCall
+from cluster.node.router import StartWorkflow
 from tests.support.client import Client, simple, until
 from tests.support.several import Several, several
 
@@ -210,3 +217,153 @@ async def until_true(condition: Any) -> None:
         return bool(condition())
 
     await until(is_true)
+
+
+# -- answers that get lost on their way
+
+
+class Lost:
+    """Loses the answer to the first call of an operation that a node makes, after `meanwhile`."""
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        cluster: Several,
+        name: str,
+        operation: str,
+        meanwhile: Callable[[], Awaitable[object]],
+    ) -> None:
+        self.count = 0
+        links = cluster.nodes[name].node._links
+        call = links.call
+
+        async def lossy(address: str, asked: str, arguments: bytes, **options: Any) -> bytes:
+            answer = await call(address, asked, arguments, **options)
+            if asked == operation and not self.count:
+                self.count += 1
+                await meanwhile()
+                raise OutcomeUnknown("the answer was lost")
+            return answer
+
+        monkeypatch.setattr(links, "call", lossy)
+
+
+async def moment() -> None:
+    await asyncio.sleep(0.05)
+
+
+async def without_shards(cluster: Several, name: str) -> None:
+    other = cluster.other_than(name)
+    await post(cluster.client(other), f"/cluster/drain/{name}")
+    await until_true(lambda: len(cluster.nodes[other].shards) == 8)
+
+
+async def test_a_start_whose_answer_was_lost_happens_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with several("a", "b") as cluster:
+        a, b = cluster.client("a"), cluster.client("b")
+        await a.register("order", simple("t", "step"))
+        await without_shards(cluster, "a")
+        # Before it is asked for again it has even ended, and is out of memory.
+
+        async def end_it() -> None:
+            (task,) = await b.poll("step")
+            await b.report(task)
+            await cluster.nodes["b"].node.services.catch_up()
+
+        lost = Lost(monkeypatch, cluster, "a", "start", end_it)
+        workflow_id = await a.start("order")
+        assert lost.count == 1
+        assert await b.status(workflow_id) == "COMPLETED"
+        assert await b.poll("step", timeout_ms=100) == []
+
+
+async def test_a_start_with_a_key_whose_answer_was_lost_is_no_conflict_with_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with several("a", "b") as cluster:
+        a, b = cluster.client("a"), cluster.client("b")
+        await a.register("order", simple("t", "step"))
+        await without_shards(cluster, "a")
+        lost = Lost(monkeypatch, cluster, "a", "start_once", moment)
+        fields = {"idempotencyKey": "k", "idempotencyStrategy": "FAIL"}
+        await a.start("order", {}, **fields)
+        assert lost.count == 1
+        assert len(await b.poll("step", count=5, timeout_ms=200)) == 1
+        assert (await a.call("POST", "/workflow", {"name": "order"} | fields))[0] == 409
+
+
+async def test_a_call_that_was_held_up_is_taken_for_a_repetition() -> None:
+    async with several("a") as cluster:
+        a = cluster.client("a")
+        await a.register("order", simple("t", "step"))
+        life = cluster.nodes["a"]
+        workflow_id = await a.start("order")
+        (task,) = await a.poll("step")
+        await a.report(task)
+        await life.node.services.catch_up()
+        incarnation = life.node.home.incarnation
+        assert incarnation is not None
+        assert incarnation.shards.resident(WorkflowId(workflow_id)) is None
+        shard = shard_of(WorkflowId(workflow_id), shard_count=8)
+        arguments = msgspec.msgpack.encode((workflow_id, StartWorkflow("order"), False))
+        late = LinkCall(
+            1,
+            "start",
+            5_000,
+            shard,
+            incarnation.shards.epochs[shard],
+            msgspec.Raw(arguments),
+            sent_ms=SystemClock().now_ms() - 2_000,
+        )
+        await life.node.services.router.serve(late)
+        assert await a.status(workflow_id) == "COMPLETED"
+        with pytest.raises(NotOwner):
+            await life.node.services.router.serve(
+                msgspec.structs.replace(late, epoch=late.epoch + 1)
+            )
+
+
+async def test_children_elsewhere_start_once_though_answers_get_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with several("a", "b") as cluster:
+        a, b = cluster.client("a"), cluster.client("b")
+        await a.register("child", simple("t", "step"))
+        spread = {"name": "child", "version": 1, "placement": "spread"}
+        children = [
+            {
+                "name": f"s{n}",
+                "taskReferenceName": f"s{n}",
+                "type": "SUB_WORKFLOW",
+                "subWorkflowParam": spread,
+            }
+            for n in range(8)
+        ]
+        fork = {
+            "name": "f",
+            "taskReferenceName": "f",
+            "type": "FORK_JOIN",
+            "forkTasks": [[child] for child in children],
+        }
+        join = {
+            "name": "j",
+            "taskReferenceName": "j",
+            "type": "JOIN",
+            "joinOn": [child["name"] for child in children],
+        }
+        await a.register("parent", fork, join)
+        Lost(monkeypatch, cluster, "a", "start_child", moment)
+        Lost(monkeypatch, cluster, "b", "deliver", moment)
+        workflow_id = await a.start("parent")
+        done = 0
+        while done < 8:
+            tasks = await b.poll("step", count=8, timeout_ms=2_000)
+            assert tasks
+            for task in tasks:
+                await b.report(task, outputData={"r": 1})
+                done += 1
+        run = await b.ended(workflow_id)
+        assert run["status"] == "COMPLETED"
+        owners = {cluster.owner_of(task["subWorkflowId"]) for task in run["tasks"][1:-1]}
+        assert owners == {"a", "b"}
+        assert await b.poll("step", count=8, timeout_ms=200) == []
