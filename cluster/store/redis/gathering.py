@@ -6,9 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from cluster.errors import StoreFault
-from cluster.store.redis.connection import Argument
 
-Operation = list[Argument]
+Operation = list[Any]
 Call = Callable[[Sequence[Operation]], Awaitable[Sequence[Any]]]
 """Sends operations in their order; returns one answer for each, or the StoreFault it met."""
 

@@ -2,7 +2,7 @@
 --
 -- KEYS[1] is "PREFIX{partition}:life"; all other keys begin alike, so they share its hash slot.
 -- ARGV: node, number of this call, number of the node's last answered call, a generation in case
--- one is needed, count of shards, then operations, each a name and its arguments.
+-- one is needed, count of shards, and a msgpack array of operations: names and their arguments.
 -- Answer: generation, wakes of the asking node (queue, at, ...), then one answer per operation.
 --
 --   life            generation: another one than before says that something was lost
@@ -32,6 +32,7 @@ local COUNTING_MS = 250
 local prefix = string.sub(KEYS[1], 1, -5)
 local node, sequence, answered = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local shard_count = tonumber(ARGV[5])
+local words = cmsgpack.unpack(ARGV[6])
 local call = redis.call
 
 local function server_ms()
@@ -141,19 +142,19 @@ local operations = {}
 local function listed(first, count)
   local found = {}
   for index = first, first + count - 1 do
-    found[#found + 1] = ARGV[index]
+    found[#found + 1] = words[index]
   end
   return found
 end
 
 function operations.push(first)
-  local queue, kind, now, count = ARGV[first], ARGV[first + 1], tonumber(ARGV[first + 2]), tonumber(ARGV[first + 3])
+  local queue, kind, now, count = words[first], words[first + 1], tonumber(words[first + 2]), tonumber(words[first + 3])
   local tasks = prefix .. 'task:' .. queue
   open_lane(queue, kind)
   local ids, records, next_one = {}, {}, first + 4 + 2 * count
   for index = first + 4, next_one - 1, 2 do
-    ids[#ids + 1] = ARGV[index]
-    records[#records + 1] = ARGV[index + 1]
+    ids[#ids + 1] = words[index]
+    records[#records + 1] = words[index + 1]
   end
   local known = call('HMGET', tasks, unpack(ids))
   local accepted, freed = {}, 0
@@ -310,9 +311,9 @@ local function window_opens(kind, now, rate, window)
 end
 
 function operations.pop(first)
-  local queue, kind = ARGV[first], ARGV[first + 1]
-  local count, now = tonumber(ARGV[first + 2]), tonumber(ARGV[first + 3])
-  local concurrent, rate, window = tonumber(ARGV[first + 4]), tonumber(ARGV[first + 5]), tonumber(ARGV[first + 6])
+  local queue, kind = words[first], words[first + 1]
+  local count, now = tonumber(words[first + 2]), tonumber(words[first + 3])
+  local concurrent, rate, window = tonumber(words[first + 4]), tonumber(words[first + 5]), tonumber(words[first + 6])
   local answer, again, cut, held, quiet_until = { '', '' }, nil, '', 0, nil
   promote(queue, now)
   local room = count
@@ -380,10 +381,10 @@ function operations.pop(first)
 end
 
 function operations.back(first)
-  local queue, kind, count = ARGV[first], ARGV[first + 1], tonumber(ARGV[first + 2])
+  local queue, kind, count = words[first], words[first + 1], tonumber(words[first + 2])
   local next_one, freed = first + 3 + 2 * count, 0
   for index = first + 3, next_one - 1, 2 do
-    local id, record = ARGV[index], ARGV[index + 1]
+    local id, record = words[index], words[index + 1]
     local delivery, priority, due = string.match(record, '^(%d+) (%d+) (%d+) ')
     if call('HGET', prefix .. 'task:' .. queue, id) == delivery then
       call('ZREM', prefix .. 'held:' .. queue, id)
@@ -400,7 +401,7 @@ function operations.back(first)
 end
 
 function operations.acknowledge(first)
-  local queue, kind, count = ARGV[first], ARGV[first + 1], tonumber(ARGV[first + 2])
+  local queue, kind, count = words[first], words[first + 1], tonumber(words[first + 2])
   local ids = listed(first + 3, count)
   local removed = call('HDEL', prefix .. 'task:' .. queue, unpack(ids))
   if removed > 0 then
@@ -416,11 +417,11 @@ end
 
 -- Not to be handed out, says the owner of what was popped: not if a later delivery has come since.
 function operations.refuse(first)
-  local queue, kind, count = ARGV[first], ARGV[first + 1], tonumber(ARGV[first + 2])
+  local queue, kind, count = words[first], words[first + 1], tonumber(words[first + 2])
   local next_one, freed = first + 3 + 2 * count, 0
   for index = first + 3, next_one - 1, 2 do
-    local id = ARGV[index]
-    if call('HGET', prefix .. 'task:' .. queue, id) == ARGV[index + 1] then
+    local id = words[index]
+    if call('HGET', prefix .. 'task:' .. queue, id) == string.format('%.0f', words[index + 1]) then
       call('HDEL', prefix .. 'task:' .. queue, id)
       freed = freed + call('ZREM', prefix .. 'held:' .. queue, id)
     end
@@ -430,12 +431,12 @@ function operations.refuse(first)
 end
 
 function operations.hold(first)
-  local queue, kind, count = ARGV[first], ARGV[first + 1], tonumber(ARGV[first + 2])
+  local queue, kind, count = words[first], words[first + 1], tonumber(words[first + 2])
   open_lane(queue, kind)
   local next_one = first + 3 + 2 * count
   for index = first + 3, next_one - 1, 2 do
-    local id = ARGV[index]
-    call('HSET', prefix .. 'task:' .. queue, id, ARGV[index + 1])
+    local id = words[index]
+    call('HSET', prefix .. 'task:' .. queue, id, words[index + 1])
     call('ZREM', prefix .. 'ready:' .. queue, id)
     call('ZREM', prefix .. 'later:' .. queue, id)
     -- Its owner has spoken: nobody asks him again.
@@ -445,11 +446,11 @@ function operations.hold(first)
 end
 
 function operations.unknown(first)
-  local queue, count = ARGV[first], tonumber(ARGV[first + 1])
+  local queue, count = words[first], tonumber(words[first + 1])
   local found = {}
   for index = first + 2, first + 1 + count do
-    if call('HEXISTS', prefix .. 'task:' .. queue, ARGV[index]) == 0 then
-      found[#found + 1] = ARGV[index]
+    if call('HEXISTS', prefix .. 'task:' .. queue, words[index]) == 0 then
+      found[#found + 1] = words[index]
     end
   end
   return found, first + 2 + count
@@ -483,9 +484,9 @@ local function size_into(answer, queue)
 end
 
 function operations.sizes(first)
-  local count, answer = tonumber(ARGV[first]), {}
+  local count, answer = tonumber(words[first]), {}
   for index = first + 1, first + count do
-    size_into(answer, ARGV[index])
+    size_into(answer, words[index])
   end
   return answer, first + 1 + count
 end
@@ -511,7 +512,7 @@ end
 
 -- Hand-outs that nobody has confirmed in time; each is listed again only after another while.
 function operations.expired(first)
-  local now, count, answer = tonumber(ARGV[first]), tonumber(ARGV[first + 1]), {}
+  local now, count, answer = tonumber(words[first]), tonumber(words[first + 1]), {}
   for _, queue in ipairs(call('ZRANGE', prefix .. 'out', '-inf', now, 'BYSCORE', 'LIMIT', 0, count)) do
     local held, again = prefix .. 'held:' .. queue, {}
     local left = count - #answer / 3
@@ -540,11 +541,11 @@ end
 
 -- Which of the queues that sleep have something after all: wakes are messages and may be lost.
 function operations.look(first)
-  local now, count = tonumber(ARGV[first]), tonumber(ARGV[first + 1])
+  local now, count = tonumber(words[first]), tonumber(words[first + 1])
   for index = first + 2, first + 1 + count do
-    local due = next_due(ARGV[index], now)
+    local due = next_due(words[index], now)
     if due then
-      tell(node, ARGV[index], due > now and due or 0)
+      tell(node, words[index], due > now and due or 0)
     end
   end
   return 0, first + 2 + count
@@ -552,7 +553,7 @@ end
 
 -- A wake found nobody here: it goes on to the next who sleeps.
 function operations.pass_on(first)
-  local queue = ARGV[first]
+  local queue = words[first]
   call('ZREM', prefix .. 'asleep:' .. queue, node)
   if is_waiting(queue) then
     wake(queue, 0, 1)
@@ -561,7 +562,7 @@ function operations.pass_on(first)
 end
 
 function operations.counted(first)
-  local seen, count = ARGV[first], tonumber(ARGV[first + 1])
+  local seen, count = words[first], tonumber(words[first + 1])
   if seen == generation and count > 0 then
     call('SADD', prefix .. 'counted', unpack(listed(first + 2, count)))
   end
@@ -569,7 +570,7 @@ function operations.counted(first)
 end
 
 function operations.uncounted(first)
-  local seen, count = ARGV[first], tonumber(ARGV[first + 1])
+  local seen, count = words[first], tonumber(words[first + 1])
   local found = {}
   for _, shard in ipairs(listed(first + 2, count)) do
     if seen ~= generation or call('SISMEMBER', prefix .. 'counted', shard) == 0 then
@@ -580,9 +581,9 @@ function operations.uncounted(first)
 end
 
 local answers = { generation, own_wakes }
-local index = 6
-while index <= #ARGV do
-  local answer, next_one = operations[ARGV[index]](index + 1)
+local index = 1
+while index <= #words do
+  local answer, next_one = operations[words[index]](index + 1)
   answers[#answers + 1] = answer
   index = next_one
 end

@@ -111,7 +111,7 @@ class RedisTaskQueues:
                 for item in chunk:
                     record = _record(item)
                     size += len(record)
-                    operation += (item.task_id, record)
+                    operation += (item.task_id, _raw(record))
                 answers.append(partition.ask(operation, size=size))
         await _all(answers)
 
@@ -362,7 +362,8 @@ class _Partition:
                 self._answered,
                 f"{self._random.bits(64):016x}",
                 self._shard_count,
-                *chain.from_iterable(operations),
+                # One argument: the driver takes its time for each.
+                _encode(list(chain.from_iterable(operations))),
             ],
         )
         self._answered = number
@@ -380,6 +381,11 @@ def _needs_memory(operation: Operation) -> bool:
 def _record(item: QueueItem) -> bytes:
     inside = _encode(_Inside(item.fragment, item.incomplete, item.payload))
     return b"%d %d %d %b" % (item.delivery, item.priority, item.due_ms, inside)
+
+
+def _raw(record: bytes) -> msgspec.Raw:
+    """As the older msgpack that Redis knows has it: there a text may be any bytes."""
+    return msgspec.Raw(b"\xdb%b%b" % (len(record).to_bytes(4, "big"), record))
 
 
 def _popped(given: Sequence[bytes]) -> Popped:
@@ -405,7 +411,7 @@ def _popped(given: Sequence[bytes]) -> Popped:
 def _back(queue: str, items: Sequence[QueueItem]) -> Operation:
     operation: Operation = ["back", queue, task_type_of(queue), len(items)]
     for item in items:
-        operation += (item.task_id, _record(item))
+        operation += (item.task_id, _raw(_record(item)))
     return operation
 
 
