@@ -171,6 +171,19 @@ async def test_a_log_id_that_was_used_is_never_open_again(own: Stores) -> None:
         await own.logs.append(log, 1, b"late")
 
 
+async def test_a_removal_leaves_a_mark_that_outlasts_the_deletion(
+    session: Session, own: Stores
+) -> None:
+    """Cassandra forgets deletions after gc_grace_seconds; a process may sleep for longer."""
+    one = workflow_id()
+    await own.executions.write([revised(Row(one, number, b"row")) for number in (0, 1, 8)])
+    await own.executions.remove([(one, revision_of(1, 1))])
+    rows = await session.run(
+        f"SELECT number, data, writetime(data) FROM {session.keyspace}.executions"
+    )
+    assert rows == [(0, b"", revision_of(1, 1) + 1)]
+
+
 async def test_a_large_batch_of_one_partition_is_taken(own: Stores) -> None:
     """Cassandra's default limit of 50 KiB is for batches over several partitions."""
     one = workflow_id()
