@@ -85,7 +85,7 @@ class Cluster:
         self.network = Network(world)
         self.fabric = Fabric(self.network)
         self.store = StoreServer(world, ledger, SHARD_COUNT)
-        self.redis = RedisServer(world)
+        self.redis = RedisServer(world, SHARD_COUNT)
         self.scripts = scripts()
         self.wall_offsets_ms: dict[str, int] = {}
         self.nodes: dict[str, SimulatedNode] = {}

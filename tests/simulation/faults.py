@@ -32,9 +32,9 @@ class Faults:
 
     def heal(self) -> None:
         """From now on nothing is wrong any more."""
-        for end in self._ends:
+        ends, self._ends = self._ends, []
+        for end in ends:
             end()
-        self._ends.clear()
 
     def _until(self, seconds: float, end: Callable[[], None]) -> None:
         """Have a fault end, once."""

@@ -267,7 +267,7 @@ class CountedShardTable(MemoryShardTable):
 class RedisServer:
     """Queues, leases and members: all of it may be lost."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, shard_count: int) -> None:
         self._world = world
         clock = Process(world, REDIS)
         self.service = Service(REDIS, Unavailable)
@@ -275,7 +275,7 @@ class RedisServer:
         self.leases = MemoryLeases()
         self._losses = 0
         self.membership = MemoryMembership(clock)
-        self.queues = MemoryTaskQueues()
+        self.queues = MemoryTaskQueues(shard_count=shard_count)
         self.queues.watch(self._wake)
 
     def flush(self) -> None:

@@ -21,6 +21,14 @@ Result = TypeVar("Result")
 START_MS = 1_800_000_000_000
 
 
+_TURNS_MAX = 20_000
+"""Of event loops, without any time passing."""
+
+
+class Standstill(Exception):
+    """Something goes on and on and waits for nothing: on a real machine it burns a core."""
+
+
 class NumberedTask(asyncio.Task):  # type: ignore[type-arg]  # it is no generic at run time
     """A task that stands in sets where its number puts it, not where its address does."""
 
@@ -83,10 +91,16 @@ class World:
 
     def run(self, is_over: Callable[[], bool], *, until_s: float) -> bool:
         """Let time pass until something is so; False if it is not by then."""
+        turns = 0
         while not is_over():
             if self._ready:
-                self._ready.popleft().run_ready()
+                process = self._ready.popleft()
+                process.run_ready()
+                turns += 1
+                if turns > _TURNS_MAX:
+                    raise Standstill(f"{process.name} runs without end: {process.work()}")
                 continue
+            turns = 0
             if not self._coming or self._coming[0][0] > until_s:
                 self.now = until_s
                 return is_over()
@@ -144,6 +158,10 @@ class Process:
         self._strike: Callable[[], None] = lambda: None
 
     # -- life
+
+    def work(self) -> list[str]:
+        """Where its tasks stand."""
+        return [str(task.get_stack(limit=1)) for task in self._tasks][-12:]
 
     def crash(self) -> None:
         """From now on nothing of it happens any more; its kernel closes what it had open."""
