@@ -93,7 +93,7 @@ class Controller:
         self._watch = LeaseWatch(ttl_ms=ttl_ms, gap_ms_max=max(ttl_ms // 2, 2 * heartbeat_ms))
         self._rows: Sequence[ShardRow] = ()
         self._absent: AbstractSet[LogId] = frozenset()
-        """Logs with shards and without a lease."""
+        """Logs of others, and without a lease."""
         self._sealed: set[LogId] = set()
         self._strays: set[LogId] = set()
         self._given_up: dict[ShardId, int] = {}
@@ -132,17 +132,23 @@ class Controller:
         clock = self._clock
         sent_ms = clock.monotonic_ms()
         seen = await self._once(self._leases.read)
-        owners = {row.owner for row in self._rows if row.owner is not None}
-        others = {member.log for member in self._presence.members.values() if member.log}
-        watched = (owners | others | self._strays) - {self._holder.own}
-        self._absent = owners - seen.counters.keys() - {self._holder.own}
+        others = self._others()
+        self._absent = others - seen.counters.keys()
         before = self._watch.silent
-        self._watch.saw(seen, watched, sent_ms=sent_ms, received_ms=clock.monotonic_ms())
+        self._watch.saw(
+            seen, others | self._strays, sent_ms=sent_ms, received_ms=clock.monotonic_ms()
+        )
         if not self._holder.lease.is_proved:
             # Whom this node does not reach, others may not have reached.
             self._watch.missed()
         if self._watch.silent - before or self._absent:
             self._news.set()
+
+    def _others(self) -> set[LogId]:
+        """The logs of others that own shards, or belong to a member."""
+        owners = {row.owner for row in self._rows if row.owner is not None}
+        members = {member.log for member in self._presence.members.values() if member.log}
+        return (owners | members) - {self._holder.own}
 
     # -- who owns what
 
@@ -236,9 +242,10 @@ class Controller:
 
     async def _find_sealed(self) -> None:
         """A log without a lease may have been sealed by another node already."""
-        named = {row.owner for row in self._rows}
-        self._sealed &= {log for log in named if log is not None}
-        for log in self._absent & named - self._sealed:
+        others = self._others()
+        # Also one that has no shard any more: its node may still be listed, and must get none.
+        self._sealed &= others
+        for log in self._absent & others - self._sealed:
             fence = await self._once(partial(self._stores.logs.fence, log))
             if fence is None or not fence.open:
                 self._sealed.add(log)

@@ -6,6 +6,7 @@ import pytest
 
 from cluster.errors import ClusterError
 from cluster.ids import WorkflowId
+from cluster.store.ports import LogId
 from tests.support.peers import (
     SHARD_COUNT,
     Ground,
@@ -330,5 +331,53 @@ def test_nothing_acknowledged_is_lost_while_nodes_join_leave_and_die() -> None:
             polled |= {task["workflowInstanceId"] for task in tasks}
         assert polled >= set(started)
         await drain(peers)
+
+    run_virtual(main())
+
+
+def test_two_that_are_called_the_same_by_mistake_do_not_seal_each_other_for_ever() -> None:
+    async def main() -> None:
+        ground = await new_ground()
+        one = await Peer(ground, "one", holds_folder=True).begin()
+        await until(lambda: are_all_served([one]))
+        other = await Peer(ground, "one", holds_folder=True).begin()
+        await asyncio.sleep(10)
+        logs = {one.incarnation.own, other.incarnation.own}
+        await asyncio.sleep(60)
+        assert {one.incarnation.own, other.incarnation.own} == logs
+        assert are_all_served([one, other])
+        await drain([one, other])
+
+    run_virtual(main())
+
+
+def test_a_log_that_another_node_has_sealed_is_taken_over_without_a_wait_of_ones_own() -> None:
+    async def main() -> None:
+        ground = await new_ground()
+        killed, *left = await three(ground)
+        own = killed.incarnation.own
+        killed.kill()
+        await ground.leases.drop(own)
+        await ground.stores.logs.seal(own)
+        assert await until(lambda: are_all_served(left)) < 3
+        await asyncio.sleep(2)
+        assert are_all_served(left), "nothing is given to one that is listed, but gone"
+        await killed.bury()
+        await drain(left)
+
+    run_virtual(main())
+
+
+def test_the_open_log_of_a_process_that_never_claimed_anything_is_removed_some_day() -> None:
+    async def main() -> None:
+        ground = await new_ground()
+        one = await Peer(ground, "one").begin()
+        stray = LogId("gone/1")
+        await ground.stores.logs.create(stray)
+        await asyncio.sleep(70)
+        assert stray in await ground.stores.logs.logs()
+        await asyncio.sleep(150)
+        assert await ground.stores.logs.logs() == [one.incarnation.own]
+        await drain([one])
 
     run_virtual(main())
