@@ -286,18 +286,21 @@ class RedisTaskQueues:
 
     def _heard(self, data: bytes) -> None:
         for queue, at_ms in _groups(_decode_wakes(data), 2):
-            if int(at_ms) == 0:
-                looks = self._looks.get(queue, 0)
-                asyncio.get_running_loop().call_later(_PASS_ON_S, self._pass_on, queue, looks)
-            self._wake(queue, int(at_ms))
+            self._take_wake(str(queue), int(at_ms))
+
+    def _woken(self, wakes: Sequence[Any]) -> None:
+        for queue, at_ms in _groups(wakes, 2):
+            self._take_wake(queue.decode(), at_ms)
+
+    def _take_wake(self, queue: str, at_ms: int) -> None:
+        if at_ms == 0:
+            looks = self._looks.get(queue, 0)
+            asyncio.get_running_loop().call_later(_PASS_ON_S, self._pass_on, queue, looks)
+        self._wake(queue, at_ms)
 
     def _pass_on(self, queue: str, looks: int) -> None:
         if self._looks.get(queue, 0) == looks:
             self._of(queue).ask(["pass_on", queue])
-
-    def _woken(self, wakes: Sequence[Any]) -> None:
-        for queue, at_ms in _groups(wakes, 2):
-            self._wake(queue.decode(), at_ms)
 
     def _wake_all(self) -> None:
         for queue in list(self._asleep):
