@@ -106,9 +106,7 @@ def checkpoints(stores: Stores, count: int, *, is_open: bool) -> Act:
             position += 1
             rows = [Row(one, number, os.urandom(ROW_BYTES)) for number in (0, 1, 2, 3, 8)]
             merged.add(position, [(shard(one), 1, rows)], 5 * ROW_BYTES)
-        await write_merged(
-            merged, stores, describe, clock=CLOCK, deadline_ms=60_000, by_slot=True
-        )
+        await write_merged(merged, stores, describe, clock=CLOCK, deadline_ms=60_000, by_slot=True)
         return count
 
     return checkpoint
