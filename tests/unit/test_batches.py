@@ -7,10 +7,11 @@ import orjson
 
 from cluster.engine.events import Event, Paused, TaskUpdated
 from cluster.engine.transitions import TaskStatus
-from cluster.errors import ClusterError, Conflict, Fenced, InvalidRequest, NotFound
+from cluster.errors import ClusterError, Conflict, Fenced, InvalidRequest, NotFound, StoreFault
 from cluster.ids import TaskId, WorkflowId, number_of
 from cluster.node.batches import Batches
 from cluster.node.router import StartWorkflow
+from cluster.store.ports import LogId
 from tests.support.lives import Death, Json, Life, new_stores
 from tests.support.peers import Peer, are_all_served, new_ground, until
 from tests.support.virtual_time import VirtualClock, run_virtual
@@ -207,26 +208,38 @@ def test_without_a_log_every_item_says_so() -> None:
 
 
 def test_a_log_that_is_lost_half_way_costs_no_start_and_doubles_none() -> None:
-    async def run() -> None:
+    """Sealed by others before an append, or after one that nobody heard the end of."""
+
+    async def run(*, is_unheard: bool) -> None:
         ground = await new_ground()
         peer = await Peer(ground, "one").begin()
         await until(lambda: are_all_served([peer]))
         batches = Batches(peer.node.services.router, ground.clock)
-        own = peer.incarnation.own
-        starting = asyncio.ensure_future(batches.start([start()] * 200))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        await ground.stores.logs.seal(own)
-        outcomes = await starting
+        own, logs = peer.incarnation.own, ground.stores.logs
+        append = logs.append
+
+        async def lose(log: LogId, position: int, entry: bytes) -> None:
+            if log != own or position < 3:
+                await append(log, position, entry)
+                return
+            if is_unheard:
+                await append(log, position, entry)
+            await logs.seal(log)
+            raise StoreFault("no answer")
+
+        logs.append = lose  # type: ignore[method-assign]
+        outcomes = await batches.start([start()] * 200)
         assert peer.incarnation.own != own, "the log was not lost"
         ids = [one for one in outcomes if not isinstance(one, ClusterError)]
         assert len(ids) == len(set(ids)) == 200
         await until(lambda: are_all_served([peer]))
+        await asyncio.sleep(5)
         tasks = await peer.poll("t_one")
         assert sorted(task["workflowInstanceId"] for task in tasks) == sorted(ids)
         await peer.drain()
 
-    run_virtual(run())
+    run_virtual(run(is_unheard=False))
+    run_virtual(run(is_unheard=True))
 
 
 def test_the_input_goes_in_as_it_came() -> None:
