@@ -16,7 +16,7 @@ from cluster.node.audit import Audit, Parts
 from cluster.node.limits import TaskLimits
 from cluster.node.metadata import Metadata
 from cluster.node.poll import PollDesk
-from cluster.node.summaries import describe
+from cluster.node.summaries import describe, describe_replayed
 from cluster.settings import Settings
 from cluster.sharding.checkpoint import Checkpoint, Described
 from cluster.sharding.commit_log import CommitLog
@@ -221,7 +221,7 @@ class Incarnation:
             front.presence,
             front.routes,
             node_id=settings.node_id,
-            describe=describe,
+            describe=describe_replayed,
             clock=clock,
             metrics=metrics,
             ttl_ms=settings.lease_ttl_ms,

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import fields
 from functools import partial
+from inspect import iscoroutinefunction
 from typing import Any
 
 import orjson
@@ -65,7 +66,8 @@ class _Far:
         self._line = line
 
     def __getattr__(self, name: str) -> Any:
-        return partial(self._line.call, getattr(self._port, name))
+        method = getattr(self._port, name)
+        return partial(self._line.call, method) if iscoroutinefunction(method) else method
 
 
 class NoLinks:
@@ -109,6 +111,7 @@ class Peer:
         self.store_line = Line()
         self.lease_line = Line()
         """To leases and membership."""
+        self.queue_line = Line()
         stores = {
             field.name: self.store_line.port(getattr(ground.stores, field.name))
             for field in fields(Stores)
@@ -123,7 +126,7 @@ class Peer:
                 **settings,
             ),
             Stores(**stores),
-            ground.queues,
+            self.queue_line.port(ground.queues),
             self.lease_line.port(ground.leases),
             self.lease_line.port(ground.membership),
             is_alone=False,

@@ -69,6 +69,27 @@ def test_the_others_take_over_from_a_node_that_was_killed() -> None:
     run_virtual(main())
 
 
+def test_what_a_killed_node_could_not_put_into_a_queue_any_more_is_put_there_by_the_next() -> None:
+    async def main() -> None:
+        ground = await new_ground()
+        killed, *left = await three(ground)
+        # The queues were told everything that there was before.
+        await asyncio.sleep(3)
+        killed.queue_line.hold()
+        started = [await killed.start() for _ in range(10)]
+        await asyncio.sleep(2)
+        started += [await killed.start() for _ in range(10)]
+        killed.kill()
+        await until(lambda: are_all_served(left))
+        await asyncio.sleep(1)
+        polled = {task["workflowInstanceId"] for task in await left[0].poll("t_one")}
+        assert polled == set(started)
+        await killed.bury()
+        await drain(left)
+
+    run_virtual(main())
+
+
 def test_shards_move_to_a_node_that_joins_and_only_about_its_share() -> None:
     async def main() -> None:
         ground = await new_ground()
