@@ -84,7 +84,10 @@ class Session:
     def prepare(self, cql: str) -> Prepared:
         """A statement at QUORUM, its condition, if it has one, at SERIAL. Blocks."""
         # Each table with its keyspace: to Cassandra a statement prepared after USE is ambiguous.
-        prepared = self._session.prepare(_TABLE.sub(rf"\1 {self.keyspace}.\2", cql))
+        try:
+            prepared = self._session.prepare(_TABLE.sub(rf"\1 {self.keyspace}.\2", cql))
+        except (DriverException, NoHostAvailable) as error:
+            raise fault_of(error) from error
         prepared.consistency_level = self._quorum
         prepared.serial_consistency_level = self._serial
         # Explicit timestamps and conditions make every statement of ours repeatable.
