@@ -9,6 +9,7 @@ import pytest
 from cluster.errors import InvalidRequest, NotFound, Overloaded, StoreFault
 from cluster.node import jobs as jobs_module
 from cluster.node.jobs import BulkJobs, Job, Order, Query
+from cluster.store.ports import Summary
 from tests.support.lives import Death, Life, new_stores
 from tests.support.virtual_time import VirtualClock, run_virtual
 
@@ -176,6 +177,41 @@ def test_who_is_not_what_the_query_found_any_more_is_passed_over() -> None:
         job = await done(life, job)
         assert job.succeeded == 3
         assert job.succeeded + job.skipped == job.matched
+
+    in_lives(main)
+
+
+def test_a_search_that_lags_behind_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main(life: Life) -> None:
+        ids = sorted(await started(life, 4))
+        await life.node.services.catch_up()
+        search = life.stores.search
+        stale = await search.by_definition(
+            "one", version=None, statuses=(), start_ms=0, end_ms=1 << 60, after=None, limit=9
+        )
+
+        async def lag(*_: object, after: str | None, **__: object) -> list[Summary]:
+            return [one for one in stale if after is None or one.workflow_id > after]
+
+        for task in await life.poll("t_a"):
+            if task["workflowInstanceId"] in ids[:2]:
+                await life.report(task, "FAILED")
+        monkeypatch.setattr(search, "by_definition", lag)
+        assert told(await carried_out(life, order())) == ("COMPLETED", 4, 2, 2, 0)
+        assert await statuses(life, ids) == {"TERMINATED": 2, "FAILED": 2}
+
+    in_lives(main)
+
+
+def test_who_starts_after_the_job_is_none_of_its_business() -> None:
+    async def main(life: Life) -> None:
+        old = await started(life, 5)
+        job = await jobs_of(life).create(order(rate_per_second=2))
+        await asyncio.sleep(0.5)
+        new = await started(life, 5)
+        await done(life, job)
+        assert await statuses(life, old) == {"TERMINATED": 5}
+        assert await statuses(life, new) == {"RUNNING": 5}
 
     in_lives(main)
 
