@@ -23,6 +23,7 @@ from cluster.urls import (
     SqliteUrl,
     StoreUrl,
     parse_queue_url,
+    parse_replication,
     parse_store_url,
     without_password,
 )
@@ -257,3 +258,27 @@ def test_version_and_settings_are_printed() -> None:
 
     assert CliRunner().invoke(main, ["version"]).stdout == f"{__version__}\n"
     assert CliRunner().invoke(main, ["settings"]).stdout == settings_page()
+
+
+@pytest.mark.parametrize(
+    ("text", "replication"),
+    [
+        ("", {}),
+        ("3", {"class": "NetworkTopologyStrategy", "replication_factor": "3"}),
+        ("dc1:3, dc2:2", {"class": "NetworkTopologyStrategy", "dc1": "3", "dc2": "2"}),
+        (
+            "{'class': 'SimpleStrategy', 'replication_factor': 1}",
+            {"class": "SimpleStrategy", "replication_factor": "1"},
+        ),
+    ],
+)
+def test_replication_in_three_forms(text: str, replication: dict[str, str]) -> None:
+    assert parse_replication(text) == replication
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "three", "dc1", "dc1:0", "dc1:3,", "{}", "{'dc1': 3}", "{x", "d'c:3", "-1"]
+)
+def test_a_replication_that_means_nothing_is_refused(text: str) -> None:
+    with pytest.raises(InvalidSettings, match=r"cassandra_replication: .*wanted: 3, dc1:3,dc2:3"):
+        load_settings(environ={"PODIUM_CASSANDRA_REPLICATION": text})
