@@ -83,6 +83,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             pattern="^(SERIAL|LOCAL_SERIAL)$",
         ),
     ] = "SERIAL"
+    queue_partitions: Annotated[
+        int,
+        about(
+            "Parts of Redis that the task types are divided into, the same on all nodes; 0 = one "
+            "on a single server or a Sentinel group, 16 in a Redis Cluster. Before it is changed "
+            "all nodes stop and Redis is flushed.",
+            ge=0,
+            le=4096,
+        ),
+    ] = 0
     node_id: Annotated[
         str,
         about(

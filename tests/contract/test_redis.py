@@ -498,6 +498,18 @@ async def test_types_are_spread_and_the_domains_of_one_stay_together() -> None:
 
 
 @pytest.mark.asyncio
+async def test_nodes_that_divide_the_queues_otherwise_are_refused() -> None:
+    prefix = redis.fresh_prefix()
+    async with redis.opened("standalone", prefix=prefix, partitions=4) as first:
+        await push(first, "a", queue="mail")
+        async with redis.opened("standalone", prefix=prefix, partitions=8) as second:
+            with pytest.raises(StoreFault, match="divided into 4, this node is set to 8"):
+                await second.queues.generation()
+        async with redis.opened("standalone", prefix=prefix, partitions=4) as third:
+            assert await pop(third) == ["a"]
+
+
+@pytest.mark.asyncio
 async def test_a_partition_that_moves_to_another_primary_is_followed() -> None:
     with own("cluster") as servers:
         async with at(servers) as stores:

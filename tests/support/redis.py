@@ -31,7 +31,13 @@ shared_servers = cache(start_servers)
 
 @asynccontextmanager
 async def opened(
-    kind: str, *, url: str = "", prefix: str = "", shard_count: int = 0, timeout_ms: int = 3_000
+    kind: str,
+    *,
+    url: str = "",
+    prefix: str = "",
+    shard_count: int = 0,
+    timeout_ms: int = 3_000,
+    partitions: int = 0,
 ) -> AsyncIterator[RedisStores]:
     """Stores on servers of a kind, empty unless a prefix is given that was used before."""
     async with open_redis(
@@ -41,6 +47,7 @@ async def opened(
         random=SystemRandom(),
         prefix=prefix or fresh_prefix(),
         timeout_ms=timeout_ms,
+        partitions=partitions,
     ) as stores:
         yield stores
 

@@ -5,7 +5,7 @@
 -- one is needed, count of shards, and a msgpack array of operations: names and their arguments.
 -- Answer: generation, wakes of the asking node (queue, at, ...), then one answer per operation.
 --
---   life            generation: another one than before says that something was lost
+--   life            "generation/partitions": another one than before says that something was lost
 --   sent:NODE       number of the node's last call
 --   lost            when a loss was found (Redis TIME in ms); absent if there never was one
 --   counted         shards whose owners have told again what workers hold
@@ -50,6 +50,12 @@ local function begin_anew(was_lost)
 end
 
 local generation = call('GET', KEYS[1])
+if generation and string.match(generation, '/.*') ~= string.match(ARGV[4], '/.*') then
+  return redis.error_reply(
+    'PARTITIONS the queues here are divided into ' .. string.match(generation, '/(.*)') ..
+    ', this node is set to ' .. string.match(ARGV[4], '/(.*)') .. ': all nodes have to agree'
+  )
+end
 local last = tonumber(call('GET', prefix .. 'sent:' .. node) or 0)
 if not generation or last < answered then
   -- Empty, or a server took over that has not seen what was answered to this node.

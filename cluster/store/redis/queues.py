@@ -89,6 +89,7 @@ class RedisTaskQueues:
                 connection,
                 key=f"{prefix}:{{{number}}}:life",
                 node=self._node,
+                partitions=partitions,
                 shard_count=shard_count,
                 random=random,
                 wake=self._woken,
@@ -326,6 +327,7 @@ class _Partition:
         *,
         key: str,
         node: str,
+        partitions: int,
         shard_count: int,
         random: Random,
         wake: Callable[[Sequence[Any]], None],
@@ -333,6 +335,7 @@ class _Partition:
         self._connection = connection
         self._key = key
         self._node = node
+        self._partitions = partitions
         self._shard_count = shard_count
         self._random = random
         self._wake = wake
@@ -363,7 +366,7 @@ class _Partition:
                 self._node,
                 number,
                 self._answered,
-                f"{self._random.bits(64):016x}",
+                f"{self._random.bits(64):016x}/{self._partitions}",
                 self._shard_count,
                 # One argument: the driver takes its time for each.
                 _encode(list(chain.from_iterable(operations))),
