@@ -184,7 +184,11 @@ async def _ground(settings: Settings, clock: Clock, random: Random) -> AsyncIter
         stack.enter_context(held(Path(settings.data_dir), settings.node_id))
         redis = await stack.enter_async_context(
             open_redis(
-                settings.queue_url, shard_count=settings.shard_count, clock=clock, random=random
+                settings.queue_url,
+                shard_count=settings.shard_count,
+                clock=clock,
+                random=random,
+                partitions=settings.queue_partitions,
             )
         )
         yield _Ground(stores, redis.queues, redis.leases, redis.membership, is_alone=False)
