@@ -352,18 +352,35 @@ async def test_children_elsewhere_start_once_though_answers_get_lost(
             "joinOn": [child["name"] for child in children],
         }
         await a.register("parent", fork, join)
-        Lost(monkeypatch, cluster, "a", "start_child", moment)
-        Lost(monkeypatch, cluster, "b", "deliver", moment)
-        workflow_id = await a.start("parent")
         done = 0
-        while done < 8:
-            tasks = await b.poll("step", count=8, timeout_ms=2_000)
-            assert tasks
-            for task in tasks:
+
+        async def work() -> bool:
+            nonlocal done
+            for task in await b.poll("step", count=8, timeout_ms=500):
                 await b.report(task, outputData={"r": 1})
                 done += 1
+            return done >= 8
+
+        async def end_those_there() -> None:
+            await work()
+            incarnation = cluster.nodes["b"].node.home.incarnation
+            assert incarnation is not None
+            executions = incarnation.residents.executions
+            ended = [one for one, execution in executions.items() if execution.is_terminal]
+            assert ended
+
+            async def are_out_of_memory() -> bool:
+                await cluster.nodes["b"].node.services.catch_up()
+                return executions.keys().isdisjoint(ended)
+
+            await until(are_out_of_memory)
+
+        Lost(monkeypatch, cluster, "a", "start_child", end_those_there)
+        workflow_id = await a.start("parent")
+        await until(work)
         run = await b.ended(workflow_id)
         assert run["status"] == "COMPLETED"
         owners = {cluster.owner_of(task["subWorkflowId"]) for task in run["tasks"][1:-1]}
         assert owners == {"a", "b"}
         assert await b.poll("step", count=8, timeout_ms=200) == []
+        assert done == 8
