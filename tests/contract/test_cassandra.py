@@ -66,6 +66,48 @@ async def test_without_the_fence_read_most_would_be_lost(own: Stores) -> None:
     assert found.missing > found.count // 2
 
 
+async def test_the_fence_is_read_behind_the_insert(own: Stores) -> None:
+    """A seal that comes while the insert is under way fences it: it may have been missed."""
+    logs: Any = own.logs
+    log, execute = log_id(), logs._session.execute
+    await own.logs.create(log)
+
+    async def seal_first(statement: Any) -> Any:
+        if getattr(statement, "prepared_statement", None) is logs._append:
+            await own.logs.seal(log)
+        return await execute(statement)
+
+    logs._session.execute = seal_first
+    with pytest.raises(Fenced):
+        await own.logs.append(log, 1, b"late")
+    assert (await own.logs.seal(log)).valid_to == 0
+
+
+async def test_of_two_ends_the_first_one_recorded_counts(session: Session, own: Stores) -> None:
+    """Two sealers see different ends, for an entry that was never acknowledged comes late."""
+    log, logs = log_id(), own.logs
+    await logs.create(log)
+    await logs.append(log, 1, b"entry")
+    slow: Any = (await open_stores(session)).logs
+    contiguous_end, paused, go_on = slow._contiguous_end, asyncio.Event(), asyncio.Event()
+
+    async def pause(*args: Any) -> int:
+        end: int = await contiguous_end(*args)
+        paused.set()
+        await go_on.wait()
+        return end
+
+    slow._contiguous_end = pause
+    first = asyncio.create_task(slow.seal(log))
+    await paused.wait()
+    with pytest.raises(Fenced):
+        await logs.append(log, 2, b"late")
+    second = await logs.seal(log)
+    assert second.valid_to == 2
+    go_on.set()
+    assert await first == second == await logs.fence(log)
+
+
 # -- silence, and answers that get lost
 
 
