@@ -20,6 +20,7 @@ from cluster.metrics import Metrics
 from cluster.sharding.commit_log import CommitLog
 from cluster.sharding.dispatch import Dispatcher
 from cluster.sharding.recovery import Recovery
+from cluster.sharding.requeue import Requeue
 from cluster.sharding.residents import Residents
 from cluster.sharding.shard import Sent, Shards
 from cluster.sharding.timers import Timers
@@ -53,6 +54,7 @@ class Parts:
     timers: Timers
     dispatcher: Dispatcher
     recovery: Recovery
+    requeue: Requeue
     commit_log: CommitLog[Sent]
 
 
@@ -171,7 +173,8 @@ class Audit:
                 queue: [execution.task_id(number) for number in numbers]
                 for queue, numbers in queued.items()
             }
-            if await parts.queues.unknown(tasks):
+            # What was lost with all else in the queues is about to be told to them again.
+            if await parts.queues.unknown(tasks) and await parts.requeue.is_full():
                 return "queue"
         parent = parts.recovery.parent_of(execution)
         if word_to_child(execution, parent, self._clock.now_ms()) is not None:

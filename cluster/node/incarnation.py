@@ -205,6 +205,7 @@ class Incarnation:
                 timers=self._timers,
                 dispatcher=self._dispatcher,
                 recovery=self._recovery,
+                requeue=self._requeue,
                 commit_log=self.commit_log,
             ),
             clock=clock,

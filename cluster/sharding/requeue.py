@@ -85,6 +85,11 @@ class Requeue:
         """Whether the queues lack something that is still to be told again."""
         return any(told_in == UNKNOWN for _, told_in in self._told.values())
 
+    async def is_full(self) -> bool:
+        """Whether the queues, as they are now, were told all that is open."""
+        generation = await self.generation()
+        return generation != UNKNOWN and not self._behind(generation)
+
     async def generation(self) -> str:
         """The generation of the queues, to be asked for before a recovery begins."""
         try:

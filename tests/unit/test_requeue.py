@@ -220,3 +220,17 @@ def test_what_had_no_room_while_the_queues_were_away_is_pushed_when_they_are_bac
         assert polled == {*before[1:], *ids}, "the owner lets nothing go that has ended"
 
     in_life(test)
+
+
+def test_the_audit_does_not_take_a_loss_for_a_workflow_that_stands_still() -> None:
+    async def test(life: Life) -> None:
+        for _ in range(20):
+            await life.start("one")
+        await life.node.services.catch_up()
+        life.queues.lose()
+        assert await life.audit.walk() == 0
+        await all_there(life, 20)
+        assert await life.audit.walk() == 0
+        assert life.node.metrics.queue_losses.of().value == 1
+
+    in_life(test, audit_grace_ms=0, audit_workflows_per_s=100_000)
