@@ -262,11 +262,12 @@ class RedisTaskQueues:
                             self._heard(message["data"])
             except FAULTS as error:
                 pass_cancellation()
-                log.warning("wakes of other nodes are not heard", error=str(error))
+                log.debug("wakes of other nodes are not heard", error=str(error))
             await asyncio.sleep(_LOOK_EVERY_MS / 1000)
 
     async def _look_again(self) -> None:
         """What a lost wake would have told; and, by the way, whether something was lost."""
+        is_away = False
         while True:
             await asyncio.sleep(_LOOK_EVERY_MS / 1000)
             since_ms = self._clock.monotonic_ms() - _SLEEP_MS_MAX
@@ -283,7 +284,14 @@ class RedisTaskQueues:
                     for partition, queues in sleeping.items()
                 )
             except StoreFault as fault:
-                log.warning("the queues are not answering", error=fault.message)
+                # Once for each time: it may last for hours.
+                if not is_away:
+                    log.warning("the queues do not answer", error=fault.message)
+                is_away = True
+            else:
+                if is_away:
+                    log.info("the queues answer again")
+                is_away = False
 
     def _heard(self, data: bytes) -> None:
         for queue, at_ms in _groups(_decode_wakes(data), 2):
