@@ -1,6 +1,7 @@
 """Conductor's REST API with Podium's extensions, over one pool of connections."""
 
 import asyncio
+import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -16,6 +17,7 @@ from cluster.client.models import ItemResult, Start, Task, TaskResult
 ITEMS_MAX = 1_000
 BYTES_MAX = 4 * 1024 * 1024
 """Of one request; the server takes twice as much."""
+_PIECE_BYTES = 1024 * 1024
 _BUSY, _UNAVAILABLE = 429, 503
 _ANSWER_S = 30.0
 _PATIENCE_S = 60.0
@@ -207,7 +209,8 @@ class Client:
             async with self._session.request(
                 method,
                 self._url + path,
-                data=body,
+                # A large one is written piece by piece.
+                data=io.BytesIO(body) if body and len(body) > _PIECE_BYTES else body,
                 headers=None if body is None else {"Content-Type": "application/json"},
                 timeout=aiohttp.ClientTimeout(total=wait_s + _ANSWER_S),
             ) as response:

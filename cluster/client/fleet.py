@@ -9,7 +9,9 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from cluster.client.api import ITEMS_MAX, Client
+import msgspec
+
+from cluster.client.api import BYTES_MAX, ITEMS_MAX, Client
 from cluster.client.backoff import Backoff
 from cluster.client.errors import ApiError
 from cluster.client.models import ItemResult, Task, TaskResult
@@ -164,8 +166,7 @@ class _Line:
 
     async def _report(self) -> None:
         """Send what has gathered, and take tasks for the slots that are free."""
-        count = min(len(self._results), self._at_once)
-        results = [self._results.popleft() for _ in range(count)]
+        results = self._next_results()
         worker, room = self._worker, self._room()
         self._asked += room
         try:
@@ -177,7 +178,7 @@ class _Line:
                 domain=worker.domain,
             )
         except ApiError as error:
-            log.warning("reporting %d tasks of %s failed: %s", count, worker.task_type, error)
+            log.warning("tasks of %s could not be reported: %s", worker.task_type, error)
             if error.retryable:
                 self._results.extendleft(reversed(results))
                 await self._pause(error)
@@ -190,6 +191,18 @@ class _Line:
                 await self._pause(None)
         finally:
             self._asked -= room
+
+    def _next_results(self) -> list[TaskResult]:
+        """As many as may travel together."""
+        results: list[TaskResult] = []
+        size = 0
+        while self._results and len(results) < self._at_once:
+            output = self._results[0].output_data
+            size += len(bytes(output)) if isinstance(output, msgspec.Raw) else 0
+            if results and size > BYTES_MAX:
+                break
+            results.append(self._results.popleft())
+        return results
 
     def _refused(self, results: list[TaskResult], error: ApiError) -> None:
         """The request as a whole: one of them makes it so; send them one by one."""
