@@ -7,7 +7,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from cluster.clock import Clock, stopwatch_s
-from cluster.errors import ClusterError, Fenced
+from cluster.errors import ClusterError, Fenced, StoreFault
 from cluster.ids import ShardId
 from cluster.logs import get_log
 from cluster.metrics import Metrics
@@ -258,18 +258,33 @@ class Controller:
             return
         if moves.serve:
             holder.serve(moves.serve)
-        if moves.claim:
-            began_s = stopwatch_s()
-            won = await take_over(
-                self._stores, moves.claim, holder.own, describe=self._describe, clock=self._clock
-            )
-            _lines.info("shards were claimed", wanted=len(moves.claim), won=len(won))
-            holder.serve(won)
-            self._count(moves.claim, won, stopwatch_s() - began_s)
+        # What nobody owns needs no replay, so it does not wait for one.
+        for owner in sorted({row.owner or "" for row in moves.claim}):
+            await self._claim([row for row in moves.claim if (row.owner or "") == owner])
         if moves.give_up:
             await self._give_up(moves.give_up)
         if moves.release:
             await self._release(moves.release)
+
+    async def _claim(self, rows: Sequence[ShardRow]) -> None:
+        """Take over what one log, or nobody, owned."""
+        began_s = stopwatch_s()
+        try:
+            won = await take_over(
+                self._stores,
+                rows,
+                self._holder.own,
+                describe=self._describe,
+                clock=self._clock,
+                deadline_ms=2 * self._ttl_ms,
+            )
+        except StoreFault as fault:
+            # One log that cannot be read does not keep the shards of others from being served.
+            _lines.error("shards were not claimed", owner=rows[0].owner, error=fault.message)
+            return
+        _lines.info("shards were claimed", wanted=len(rows), won=len(won))
+        self._holder.serve(won)
+        self._count(rows, won, stopwatch_s() - began_s)
 
     def _count(self, claimed: Sequence[ShardRow], won: Sequence[ShardRow], took_s: float) -> None:
         owners = {row.shard: row.owner for row in claimed}

@@ -1,11 +1,13 @@
 """Nodes that come, go, die and wake: every shard finds an owner, nothing acknowledged is lost."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, StoreFault
 from cluster.ids import WorkflowId
+from cluster.store.memory.log import MemoryLogStore
 from cluster.store.ports import LogId
 from tests.support.peers import (
     SHARD_COUNT,
@@ -400,5 +402,32 @@ def test_the_open_log_of_a_process_that_never_claimed_anything_is_removed_some_d
         await asyncio.sleep(150)
         assert await ground.stores.logs.logs() == [one.incarnation.own]
         await drain([one])
+
+    run_virtual(main())
+
+
+def test_a_log_that_cannot_be_read_keeps_nobody_else_from_being_taken_over() -> None:
+    async def main() -> None:
+        ground = await new_ground()
+        peers = await three(ground)
+        ground_logs = ground.stores.logs
+        damaged, killed, left = peers
+        began, lost = set(damaged.served), damaged.incarnation.own
+        await damaged.start()
+
+        async def read(log: LogId, **options: Any) -> Any:
+            if log == lost:
+                raise StoreFault("a disk is broken")
+            return await MemoryLogStore.read(ground_logs, log, **options)  # type: ignore[arg-type]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ground_logs, "read", read)
+            damaged.kill()
+            killed.kill()
+            await until(lambda: len(left.served) == SHARD_COUNT - len(began), timeout_s=150)
+        await until(lambda: are_all_served([left]), timeout_s=150)
+        await damaged.bury()
+        await killed.bury()
+        await left.drain()
 
     run_virtual(main())
