@@ -68,6 +68,8 @@ class Load:
         """Requests sent and not answered: start, update, poll, terminate."""
         self.lost: Counter[str] = Counter()
         """Requests that never got an answer."""
+        self.takes_unavailable = False
+        """Whether 503 is no surprise: the store is away. It says as little as no answer."""
         self.unexpected: list[str] = []
         """Answers that no client should see."""
         self._ledger = ledger
@@ -75,8 +77,8 @@ class Load:
         self._session: aiohttp.ClientSession
         self._producing = True
         self._count = 0
-        self._name = f"{now_ms():x}"
-        """Of this load: keys of another one on the same stores are not its own."""
+        self.name = f"{now_ms():x}-"
+        """What its intents begin with: another load on the same stores has others."""
         self._missing: dict[str, tuple[int, int]] = {}
         """Intent → results it still needs, start in Unix ms; oldest first. Only to steer by: that
         enough was open is proven by the server's own times."""
@@ -138,7 +140,7 @@ class Load:
             # Whose id nobody knows nobody can terminate: such a start is repeated.
             is_keyed = kind.name == ENDED or self._random.random() < _KEYED
             await self._start(
-                f"{self._name}-{self._count}", kind.name, self._random.randrange(1000), is_keyed
+                f"{self.name}{self._count}", kind.name, self._random.randrange(1000), is_keyed
             )
 
     async def _start(self, intent: str, kind: str, value: int, is_keyed: bool) -> None:
@@ -202,6 +204,9 @@ class Load:
                 self._group.create_task(self._work(task, worker_id))
 
     async def _work(self, task: Json, worker_id: str) -> None:
+        intent = task["inputData"]["intent"]
+        if not intent.startswith(self.name):
+            return  # What an earlier load has left.
         deadline = asyncio.get_running_loop().time() + GIVE_UP_S
         await asyncio.sleep(self._random.uniform(*_WORK_S))
         result, output = answer(task)
@@ -231,7 +236,7 @@ class Load:
                 output=output,
                 answered_ms=answered_ms,
             )
-            self._count_result(task["inputData"]["intent"])
+            self._count_result(intent)
             if path.endswith("v2") and status == 200:
                 self._group.create_task(self._work(orjson.loads(text), worker_id))
             return
@@ -265,6 +270,8 @@ class Load:
         finally:
             self.in_flight[what] -= 1
         self.asked.append(Asked(what, url, sent_s, time_s() - sent_s, status))
+        if status == 503 and self.takes_unavailable:
+            status = 0
         return status, text if status else b""
 
 

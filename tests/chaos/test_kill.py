@@ -4,13 +4,9 @@ import asyncio
 import os
 import random
 import re
-import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -22,6 +18,7 @@ from tests.chaos.ledger import Ledger, entries
 from tests.chaos.load import Load, now_ms
 from tests.chaos.server import Server
 from tests.chaos.verdict import Verdict, fetch, judge
+from tests.chaos.waiting import Say, background, until
 
 KILLS = int(os.environ.get("CHAOS_KILLS", "20"))
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().getrandbits(32)
@@ -32,22 +29,7 @@ WRITES_IN_FLIGHT = 3
 INSIDE_MIN = KILLS // 4
 """Kills that must fall into a checkpoint or a replay."""
 
-Say = Callable[[str], None]
-
-_STEADY_S = 60
 _DRAIN_S = 90
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Say:
-    """Writes a line for whoever watches, though pytest keeps the output of tests to itself."""
-
-    def write(line: str) -> None:
-        with capsys.disabled():
-            sys.stdout.write(f"{line}\n")
-            sys.stdout.flush()
-
-    return write
 
 
 @dataclass(frozen=True)
@@ -132,24 +114,6 @@ class Chaos:
 
     def _elapsed_s(self) -> float:
         return (now_ms() - self.began_ms) / 1000
-
-
-async def until(condition: Callable[[], bool], *, pause_s: float) -> None:
-    """Wait for a condition; TimeoutError if it does not come."""
-    async with asyncio.timeout(_STEADY_S):
-        while True:
-            if condition():
-                return
-            await asyncio.sleep(pause_s)
-
-
-@asynccontextmanager
-async def background(loop: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """A loop that runs meanwhile; if it fails, the test ends."""
-    async with asyncio.TaskGroup() as group:
-        task = group.create_task(loop)
-        yield
-        task.cancel()
 
 
 async def open_at_last(url: str) -> list[str]:

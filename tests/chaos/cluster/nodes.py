@@ -16,7 +16,7 @@ TOKEN = "chaos"
 
 _CHECK_EVERY_S = 0.25
 _CHECK_S = 2.0
-_READY_S = 60
+_READY_S = 120
 
 
 class Cluster:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.chaos.cluster.conftest import Backing, by_hand
 from tests.chaos.cluster.trial import LENGTH, Trial, trial
-from tests.chaos.test_kill import Say
+from tests.chaos.waiting import Say
 
 pytestmark = pytest.mark.asyncio
 
@@ -29,8 +29,8 @@ async def test_kill_dash_nine_of_a_node(backing: Backing, tmp_path: Path, say: S
                 await node.kill()
                 took_s = await run.cluster.served(without=node)
                 say(f"all shards were served again after {took_s:.1f} s")
-                assert took_s <= SERVED_AGAIN_S
-                await asyncio.sleep(_FAULT_S / 2)
+                assert took_s <= SERVED_AGAIN_S + run.calm_s
+                await run.go_on(_FAULT_S / 4)
             await node.spawn()
             await run.cluster.whole()
 
@@ -45,7 +45,7 @@ async def test_a_pause_longer_than_the_lease(backing: Backing, tmp_path: Path, s
                 run.may_lose.add(node.url)
                 node.pause()
                 await run.cluster.served(without=node)
-                await asyncio.sleep(_FAULT_S / 2)
+                await run.go_on(_FAULT_S / 4)
                 node.resume()
                 await asyncio.sleep(2)
             await run.cluster.whole()
@@ -56,6 +56,7 @@ async def test_redis_is_flushed(backing: Backing, tmp_path: Path, say: Say) -> N
         for _ in range(3 * _ROUNDS):
             backing.redis.command("FLUSHALL")
             await asyncio.sleep(_FAULT_S / 3)
+        await run.go_on(0)
 
 
 async def test_redis_is_killed_and_comes_back_empty(
@@ -64,11 +65,14 @@ async def test_redis_is_killed_and_comes_back_empty(
     async with trial(tmp_path, *backing.urls, say) as run:
         for _ in range(_ROUNDS):
             async with run.fault():
+                # Workers get nothing meanwhile, so all there is to acknowledge is starts.
+                run.load.open_target += 2_000
                 await by_hand(backing.redis.kill)
-                # Longer than a lease: nobody may take over meanwhile.
-                await asyncio.sleep(7)
+                # Longer than a lease, after which nobody may have taken over.
+                await run.go_on(7)
+                run.load.open_target -= 2_000
                 await by_hand(backing.redis.start)
-                await asyncio.sleep(_FAULT_S / 2)
+                await asyncio.sleep(_FAULT_S / 4)
 
 
 async def test_a_cassandra_node_stops_and_comes_back(
@@ -78,10 +82,15 @@ async def test_a_cassandra_node_stops_and_comes_back(
         for _ in range(_ROUNDS):
             node = run.dice.choice(backing.cassandra.nodes)
             async with run.fault():
+                if not backing.is_ring:
+                    # There is no store at all until it is back: requests wait, then get 503.
+                    run.load.takes_unavailable = True
+                    run.may_lose.update(node.url for node in run.cluster.nodes)
                 await by_hand(node.kill)
-                await asyncio.sleep(_FAULT_S if backing.is_ring else 1)
+                if backing.is_ring:
+                    await run.go_on(_FAULT_S)
                 await by_hand(node.start)
-                await asyncio.sleep(_FAULT_S)
+                await run.go_on(_FAULT_S / 2)
 
 
 async def test_links_between_nodes_are_cut(backing: Backing, tmp_path: Path, say: Say) -> None:
@@ -95,7 +104,7 @@ async def test_links_between_nodes_are_cut(backing: Backing, tmp_path: Path, say
                 await asyncio.sleep(1)
                 for proxy in run.cluster.proxies:
                     proxy.cut()
-                await asyncio.sleep(_FAULT_S / 2)
+                await run.go_on(_FAULT_S / 2)
                 for proxy in run.cluster.proxies:
                     proxy.mend()
                 await asyncio.sleep(2)
@@ -109,6 +118,7 @@ async def test_a_rolling_restart(backing: Backing, tmp_path: Path, say: Say) -> 
                     await node.stop()
                     await node.spawn()
                     await run.cluster.whole()
+                await run.go_on(0)
         assert_no_stall(run)
 
 
@@ -122,10 +132,9 @@ async def test_a_node_is_added_and_another_is_drained(
             await asyncio.sleep(_FAULT_S / 2)
             await run.cluster.nodes[0].stop()
             await run.cluster.served()
-            await asyncio.sleep(_FAULT_S / 2)
+            await run.go_on(_FAULT_S / 4)
         assert_no_stall(run)
 
 
 def assert_no_stall(run: Trial) -> None:
-    run.say(f"the longest request of a planned move took {run.longest_s():.2f} s")
-    assert run.longest_s() < STALL_S
+    assert run.longest_s() < STALL_S + run.calm_s
