@@ -35,20 +35,22 @@ from cluster.node.api import (
 )
 from cluster.node.api.services import Services
 from cluster.node.data_folder import held
+from cluster.node.elsewhere import Elsewhere
 from cluster.node.executors.scripts import ScriptPool, check_javascript
 from cluster.node.fragments import StoredFragments
 from cluster.node.hand_outs import HandOuts
 from cluster.node.incarnation import Front, Home, Incarnation
 from cluster.node.jobs import BulkJobs
 from cluster.node.limits import TaskLimits
-from cluster.node.link import Links, LinkServer, WebSocketLinks, is_link
+from cluster.node.link import Links, WebSocketLinks
+from cluster.node.link_server import LinkServer, is_link
 from cluster.node.metadata import Changes, Metadata
 from cluster.node.middleware import Edge
 from cluster.node.outside import OutsideWorld, PooledScripts, Scripts
 from cluster.node.overview import Overview
 from cluster.node.poll import PollDesk
 from cluster.node.poll_book import PollBook
-from cluster.node.router import Elsewhere, Router
+from cluster.node.router import Router
 from cluster.node.summaries import describe_replayed
 from cluster.settings import Settings
 from cluster.sharding.membership import Presence

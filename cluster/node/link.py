@@ -7,28 +7,30 @@ which other frames pass.
 """
 
 import asyncio
-import hmac
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from itertools import count
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Protocol
 
 import aiohttp
 import msgspec
-from aiohttp import WSMsgType, hdrs, web
+from aiohttp import WSMsgType, hdrs
 
 from cluster.clock import Clock
-from cluster.errors import (
-    ClusterError,
-    OutcomeUnknown,
-    Overloaded,
-    TooLarge,
-    Unreached,
-    ValidationFailed,
-    Violation,
-)
+from cluster.errors import ClusterError, OutcomeUnknown, Overloaded, Unreached
 from cluster.logs import get_log
 from cluster.metrics import Metrics
+from cluster.node.link_faults import Fault, error_of
+from cluster.node.link_frames import (
+    ANSWERS,
+    CALLS,
+    FRAME_BYTES,
+    MESSAGE_BYTES_MAX,
+    Frames,
+    Garbled,
+    Outbox,
+    decoded,
+)
 
 log = get_log(__name__)
 
@@ -36,6 +38,8 @@ PATH = "/link"
 PROTOCOL = "podium.1"
 """Nodes that speak another version of this do not understand each other: the link is refused."""
 NODE_HEADER = "X-Podium-Node"
+HEARTBEAT_S = 3.0
+CLOSE_S = 1.0
 
 CALLS_MAX = 4_096
 """Calls of one link that wait for an answer; more wait for room."""
@@ -43,20 +47,9 @@ BYTES_MAX = 32 << 20
 """What the arguments of these may come to; a single larger call is let through alone."""
 WAITING_MAX = 20_000
 """Calls that wait for room; more are refused at once."""
-BACKLOG_BYTES_MAX = 64 << 20
-"""Answers a slow peer has not taken; beyond it its calls are refused unheard."""
 
-_FRAME_BYTES = 128 << 10
-_PIECE_BYTES = 256 << 10
-_MESSAGE_BYTES_MAX = 4 * _PIECE_BYTES
-_WHOLE_BYTES_MAX = 256 << 20
-_STREAMS_MAX = CALLS_MAX
-_HEARTBEAT_S = 3.0
 _CONNECT_S = 3.0
-_CLOSE_S = 1.0
 _PAUSE_S, _PAUSE_S_MAX = 0.05, 1.0
-
-_CALLS, _ANSWERS, _PIECE = b"\x01", b"\x02", b"\x03"
 _OUTCOMES: dict[type[ClusterError], str] = {Unreached: "unreached", OutcomeUnknown: "unknown"}
 
 
@@ -74,36 +67,13 @@ class LinkCall(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """By the clock of the caller; 0: it does not say."""
 
 
-class _Fault(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A ClusterError on its way."""
-
-    kind: str
-    message: str
-    status: int
-    retryable: bool
-    violations: tuple[tuple[str, str, str | None], ...] = ()
-    details: dict[str, str | int] = {}
-
-
-class _Answer(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class LinkAnswer(msgspec.Struct, frozen=True, array_like=True, gc=False):
     id: int
     value: msgspec.Raw
-    fault: _Fault | None = None
+    fault: Fault | None = None
 
 
-class _Piece(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A part of a frame."""
-
-    stream: int
-    is_last: bool
-    data: bytes
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode_calls = msgspec.msgpack.Decoder(list[LinkCall]).decode
-_decode_answers = msgspec.msgpack.Decoder(list[_Answer]).decode
-_decode_piece = msgspec.msgpack.Decoder(_Piece).decode
-_NOTHING = msgspec.Raw(_encode(None))
+_decode_answers = msgspec.msgpack.Decoder(list[LinkAnswer]).decode
 
 Serve = Callable[[LinkCall], Awaitable[bytes]]
 """Carries a call out; returns msgpack. Raises ClusterError."""
@@ -130,13 +100,6 @@ class Links(Protocol):
 
     async def close(self) -> None:
         """Fail what is under way, and every later call."""
-
-
-class _Garbled(Exception):
-    """The peer sent what is no frame."""
-
-
-# -- the side that calls
 
 
 class WebSocketLinks:
@@ -181,9 +144,9 @@ class WebSocketLinks:
             f"http://{address}{PATH}",
             protocols=(PROTOCOL,),
             headers={hdrs.AUTHORIZATION: f"Bearer {self._token}", NODE_HEADER: self._node_id},
-            timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_S),
-            heartbeat=_HEARTBEAT_S,
-            max_msg_size=_MESSAGE_BYTES_MAX,
+            timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S),
+            heartbeat=HEARTBEAT_S,
+            max_msg_size=MESSAGE_BYTES_MAX,
             compress=0,
         )
 
@@ -225,7 +188,7 @@ class _Link:
         self._in_flight: dict[int, _InFlight] = {}
         self._bytes = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._outbox = _Outbox(links.metrics)
+        self._outbox = Outbox(links.metrics)
         self._unsent: list[int] = []
         self._running: asyncio.Task[None] | None = None
         self._pause_s = _PAUSE_S
@@ -349,10 +312,10 @@ class _Link:
             async with asyncio.timeout(_CONNECT_S):
                 socket = await self._links.connect(self._address)
             if socket.protocol != PROTOCOL:
-                raise _Garbled("it speaks another version")
+                raise Garbled("it speaks another version")
             self._pause_s = _PAUSE_S
-            await _first_of(self._read(socket), self._write(socket))
-        except (aiohttp.ClientError, OSError, TimeoutError, _Garbled) as error:
+            await first_of(self._read(socket), self._write(socket))
+        except (aiohttp.ClientError, OSError, TimeoutError, Garbled) as error:
             why = f"cannot be reached: {str(error) or type(error).__name__}"
         except Exception:
             log.exception("a link failed", peer=self._address)
@@ -369,21 +332,21 @@ class _Link:
                 await socket.close()
 
     async def _read(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        frames = _Frames()
+        frames = Frames()
         async for message in socket:
             if message.type is not WSMsgType.BINARY:
-                raise _Garbled("a frame is not binary")
-            body = frames.take(message.data, _ANSWERS)
+                raise Garbled("a frame is not binary")
+            body = frames.take(message.data, ANSWERS)
             if body is None:
                 continue
-            for answer in _decoded(_decode_answers, body):
+            for answer in decoded(_decode_answers, body):
                 call = self._end(answer.id)
                 if call is None or call.answer.done():
                     continue
                 if answer.fault is None:
                     call.answer.set_result(bytes(answer.value))
                 else:
-                    call.answer.set_exception(_error_of(answer.fault))
+                    call.answer.set_exception(error_of(answer.fault))
 
     async def _write(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         outbox = self._outbox
@@ -418,14 +381,14 @@ class _Link:
                 )
             )
             size += len(call.arguments)
-            if size >= _FRAME_BYTES:
-                self._outbox.put(_CALLS, calls)
+            if size >= FRAME_BYTES:
+                self._outbox.put(CALLS, calls)
                 calls, size = [], 0
         if calls:
-            self._outbox.put(_CALLS, calls)
+            self._outbox.put(CALLS, calls)
 
 
-async def _first_of(*loops: Any) -> None:
+async def first_of(*loops: Any) -> None:
     """Run until the first of these ends; raises what it raised."""
     tasks = [asyncio.ensure_future(loop) for loop in loops]
     try:
@@ -436,309 +399,3 @@ async def _first_of(*loops: Any) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
         task.result()
-
-
-# -- the side that is called
-
-
-class LinkServer:
-    """Takes links of other nodes and has their calls carried out."""
-
-    def __init__(self, serve: Serve, *, token: str, metrics: Metrics) -> None:
-        self.serve = serve
-        self._token = token.encode()
-        self.metrics = metrics
-        self._peers: dict[str, _Peer] = {}
-
-    async def accept(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Serve one link until it ends."""
-        name = request.headers.get(NODE_HEADER, "")
-        given = request.headers.get(hdrs.AUTHORIZATION, "").removeprefix("Bearer ")
-        # A browser says where its page comes from; no node does.
-        if (
-            not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._token)
-            or hdrs.ORIGIN in request.headers
-            or not name
-        ):
-            log.warning("a link was refused", peer=name[:100], remote=request.remote)
-            self.metrics.link_refused.of().inc()
-            return web.Response(status=401, text="This is for nodes of this cluster only\n")
-        if PROTOCOL not in request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, ""):
-            return web.Response(status=426, text=f"This node speaks {PROTOCOL}\n")
-        # What an earlier link of that node still has under way must not come after what this one
-        # brings: nobody waits for it, and a start among it may be repeated here.
-        earlier = self._peers.get(name)
-        if earlier is not None:
-            await earlier.end()
-        socket = web.WebSocketResponse(
-            protocols=(PROTOCOL,),
-            heartbeat=_HEARTBEAT_S,
-            timeout=_CLOSE_S,
-            max_msg_size=_MESSAGE_BYTES_MAX,
-            compress=False,
-        )
-        await socket.prepare(request)
-        peer = self._peers[name] = _Peer(self, name, socket)
-        try:
-            await peer.run()
-        finally:
-            if self._peers.get(name) is peer:
-                del self._peers[name]
-        return socket
-
-    async def close(self) -> None:
-        """End all links."""
-        await asyncio.gather(*(peer.end() for peer in list(self._peers.values())))
-
-
-class _Peer:
-    """One link of another node to this one."""
-
-    def __init__(self, server: LinkServer, name: str, socket: web.WebSocketResponse) -> None:
-        self._server = server
-        self._name = name
-        self._socket = socket
-        self._loop = asyncio.get_running_loop()
-        self._calls: set[asyncio.Task[None]] = set()
-        self._answers: list[tuple[_Answer, int]] = []
-        self._answer_bytes = 0
-        self._outbox = _Outbox(server.metrics)
-        self._ended = False
-
-    async def run(self) -> None:
-        why = "closed"
-        try:
-            await _first_of(self._read(), self._write())
-        except (ConnectionError, _Garbled) as error:
-            why = str(error)
-        finally:
-            log.info("a link of another node ended", peer=self._name, why=why)
-            await self.end()
-
-    async def end(self) -> None:
-        """Take nothing more, and drop what is under way."""
-        self._ended = True
-        calls = [call for call in self._calls if call is not asyncio.current_task()]
-        for call in calls:
-            call.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
-        await self._socket.close()
-
-    async def _read(self) -> None:
-        frames = _Frames()
-        async for message in self._socket:
-            if message.type is not WSMsgType.BINARY:
-                raise _Garbled("a frame is not binary")
-            body = frames.take(message.data, _CALLS)
-            if body is None or self._ended:
-                continue
-            calls = _decoded(_decode_calls, body)
-            if len(self._calls) + len(calls) > 2 * CALLS_MAX:
-                raise _Garbled("it has far more calls under way than are allowed")
-            for call in calls:
-                task = self._loop.create_task(self._carry_out(call))
-                self._calls.add(task)
-                task.add_done_callback(self._calls.discard)
-
-    async def _carry_out(self, call: LinkCall) -> None:
-        """Answer one call, whatever happens."""
-        if self._answer_bytes + self._outbox.bytes > BACKLOG_BYTES_MAX:
-            refusal = Overloaded("The answers of this node are not taken fast enough")
-            self._answer(_Answer(call.id, _NOTHING, _fault_of(refusal)))
-            return
-        try:
-            async with asyncio.timeout(call.left_ms / 1000):
-                value = await self._server.serve(call)
-            if len(value) > _WHOLE_BYTES_MAX - _FRAME_BYTES:
-                raise TooLarge(f"The answer has {len(value)} bytes, too many for a link")
-            answer = _Answer(call.id, msgspec.Raw(value))
-        except ClusterError as error:
-            answer = _Answer(call.id, _NOTHING, _fault_of(error))
-        except TimeoutError:
-            answer = _Answer(call.id, _NOTHING, _fault_of(OutcomeUnknown("There was no time left")))
-        except Exception:
-            log.exception("a call of another node failed", operation=call.operation)
-            defect = ClusterError(f"{call.operation} failed on another node; see its log")
-            answer = _Answer(call.id, _NOTHING, _fault_of(defect))
-        self._answer(answer)
-
-    def _answer(self, answer: _Answer) -> None:
-        size = memoryview(answer.value).nbytes
-        self._answers.append((answer, size))
-        self._answer_bytes += size
-        self._outbox.news.set()
-
-    async def _write(self) -> None:
-        while True:
-            await self._outbox.wait()
-            answers, self._answers, self._answer_bytes = self._answers, [], 0
-            batch: list[_Answer] = []
-            size = 0
-            for answer, answer_bytes in answers:
-                batch.append(answer)
-                size += answer_bytes
-                if size >= _FRAME_BYTES:
-                    self._outbox.put(_ANSWERS, batch)
-                    batch, size = [], 0
-            if batch:
-                self._outbox.put(_ANSWERS, batch)
-            await self._outbox.send(self._socket)
-
-
-# -- frames
-
-
-class _Sender(Protocol):
-    async def send_bytes(self, data: bytes) -> None: ...
-
-
-class _Outbox:
-    """Frames on their way out. Large ones leave a piece at a time, with the small ones between."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self.news = asyncio.Event()
-        self.bytes = 0
-        self._frames: list[bytes] = []
-        self._large: deque[tuple[int, memoryview]] = deque()
-        self._streams = count()
-        self._frame_count = metrics.link_frames.of()
-        self._byte_count = metrics.link_bytes.of()
-        self._per_frame = metrics.link_messages.of()
-
-    async def wait(self) -> None:
-        """Until there is something to pack or to send."""
-        if not self._large:
-            await self.news.wait()
-        self.news.clear()
-
-    def put(self, kind: bytes, messages: "list[LinkCall] | list[_Answer]") -> None:
-        frame = kind + _encode(messages)
-        self._per_frame.observe(len(messages))
-        self.bytes += len(frame)
-        if len(frame) <= _PIECE_BYTES:
-            self._frames.append(frame)
-        else:
-            self._large.append((next(self._streams), memoryview(frame)))
-
-    async def send(self, socket: _Sender) -> None:
-        """Send all small frames and one piece of the first large one."""
-        frames, self._frames = self._frames, []
-        for frame in frames:
-            await self._send(socket, frame, len(frame))
-        if self._large:
-            stream, rest = self._large.popleft()
-            piece, rest = rest[:_PIECE_BYTES], rest[_PIECE_BYTES:]
-            encoded = _encode(_Piece(stream, not rest, bytes(piece)))
-            if rest:
-                # To the end of the line: several large frames take turns.
-                self._large.append((stream, rest))
-            await self._send(socket, _PIECE + encoded, len(piece))
-
-    async def _send(self, socket: _Sender, message: bytes, size: int) -> None:
-        await socket.send_bytes(message)
-        self.bytes -= size
-        self._frame_count.inc()
-        self._byte_count.inc(len(message))
-
-    def clear(self) -> None:
-        self._frames.clear()
-        self._large.clear()
-        self.bytes = 0
-
-
-class _Frames:
-    """Messages put together to frames."""
-
-    def __init__(self) -> None:
-        self._pieces: dict[int, list[bytes]] = {}
-        self._bytes = 0
-
-    def take(self, message: bytes, kind: bytes) -> memoryview | None:
-        """The body of a frame of that kind once it is whole; _Garbled for anything else."""
-        if message[:1] == _PIECE:
-            whole = self._join(_decoded(_decode_piece, memoryview(message)[1:]))
-            if whole is None:
-                return None
-            message = whole
-        if message[:1] != kind:
-            raise _Garbled("a frame of an unknown kind")
-        return memoryview(message)[1:]
-
-    def _join(self, piece: _Piece) -> bytes | None:
-        pieces = self._pieces.setdefault(piece.stream, [])
-        pieces.append(piece.data)
-        self._bytes += len(piece.data)
-        if self._bytes > 2 * _WHOLE_BYTES_MAX or len(self._pieces) > _STREAMS_MAX:
-            raise _Garbled("frames in pieces that are too large")
-        if not piece.is_last:
-            return None
-        whole = b"".join(self._pieces.pop(piece.stream))
-        self._bytes -= len(whole)
-        return whole
-
-
-class _Decode(Protocol):
-    def __call__(self, body: memoryview, /) -> Any: ...
-
-
-def _decoded(decode: _Decode, body: memoryview) -> Any:
-    try:
-        return decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _Garbled(f"a frame that cannot be read: {error}") from None
-
-
-# -- errors
-
-
-class _Kinds(NamedTuple):
-    """Classes of errors by name, looked up when one is needed: modules bring their own."""
-
-    known: dict[str, type[ClusterError]]
-
-    def of(self, name: str) -> type[ClusterError]:
-        if name not in self.known:
-            self._gather(ClusterError)
-        return self.known.get(name, ClusterError)
-
-    def _gather(self, kind: type[ClusterError]) -> None:
-        self.known[kind.__name__] = kind
-        for narrower in kind.__subclasses__():
-            self._gather(narrower)
-
-
-_kinds = _Kinds({})
-
-
-def _fault_of(error: ClusterError) -> _Fault:
-    violations = error.violations if isinstance(error, ValidationFailed) else ()
-    return _Fault(
-        type(error).__name__,
-        error.message,
-        error.status,
-        error.retryable,
-        tuple((one.path, one.message, one.invalid_value) for one in violations),
-        {
-            name: value
-            for name, value in vars(error).items()
-            if name != "message" and isinstance(value, str | int)
-        },
-    )
-
-
-def _error_of(fault: _Fault) -> ClusterError:
-    """The error as it was raised there, without running its constructor again."""
-    kind = _kinds.of(fault.kind)
-    error = kind.__new__(kind)
-    ClusterError.__init__(error, fault.message)
-    vars(error).update(cast(Mapping[str, Any], fault.details))
-    if isinstance(error, ValidationFailed):
-        error.violations = tuple(Violation(*one) for one in fault.violations)
-    if (kind.status, kind.retryable) != (fault.status, fault.retryable):
-        error.status, error.retryable = fault.status, fault.retryable
-    return error
-
-
-def is_link(request: web.BaseRequest) -> bool:
-    """Whether a request asks for a link."""
-    return request.raw_path.partition("?")[0] == PATH

@@ -116,6 +116,11 @@ class Owner:
         """The shards that are served here. NotOwner: none, just now."""
         return self._home.shards
 
+    def serves(self, workflow_id: WorkflowId) -> bool:
+        """Whether a workflow's shard is served here, just now."""
+        incarnation = self._home.incarnation
+        return incarnation is not None and incarnation.shards.is_served(workflow_id)
+
     # -- starts
 
     async def start(
@@ -448,8 +453,11 @@ class Owner:
 
     def hand_over(self, workflow_id: WorkflowId, event: TaskPolled) -> HandOver | None:
         """Note that a worker gets a delivery of a task; nobody waits for the commit. None: it is
-        not to be handed out."""
+        not to be handed out, and its queue forgets it."""
         shards = self.shards
+        if not shards.are_sure:
+            # A task that is not known here may be one that the next owner has pushed.
+            raise NotOwner(f"The shard of workflow {workflow_id} may have another owner by now")
         execution = shards.resident(workflow_id)
         if execution is None:
             # It sleeps in the store: its queue has told what there is to tell.

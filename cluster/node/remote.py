@@ -124,6 +124,9 @@ class Here:
     def shard_of(self, workflow_id: WorkflowId) -> ShardId:
         return shard_of(workflow_id, shard_count=self._shard_count)
 
+    def serves(self, workflow_id: WorkflowId) -> bool:
+        return self.owner.serves(workflow_id)
+
     def stands_at(self, execution: Execution) -> tuple[int, int]:
         """What tells one state of a workflow from another."""
         shards = self.owner.shards

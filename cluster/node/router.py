@@ -7,7 +7,6 @@ command whose effect is there is done.
 """
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -51,18 +50,19 @@ from cluster.ids import (
 from cluster.logs import get_log
 from cluster.metrics import Metrics
 from cluster.node import remote
+from cluster.node.elsewhere import Elsewhere
 from cluster.node.incarnation import Home
-from cluster.node.link import LinkCall, Links
+from cluster.node.link import LinkCall
 from cluster.node.metadata import Metadata
+from cluster.node.notes import Notes
 from cluster.node.owner import Owner, RerunRequest, StartWorkflow
 from cluster.node.poll import HandOver
-from cluster.node.remote import Operation, Seen, encode, pack
+from cluster.node.remote import Operation, Seen, pack
 from cluster.sharding.plans import Plans
-from cluster.sharding.routes import Routes
 from cluster.store.lease_ports import Member
 from cluster.store.ports import OpenSet
 
-__all__ = ["Elsewhere", "RerunRequest", "Router", "StartWorkflow"]
+__all__ = ["RerunRequest", "Router", "StartWorkflow"]
 
 log = get_log(__name__)
 
@@ -71,66 +71,10 @@ _PAUSE_MS, _PAUSE_MS_MAX = 10, 400
 _WAIT_MS_MAX = 5_000
 """A change of a workflow elsewhere is waited for so long at a time."""
 _CATCH_UP_MS = 2_000
-_NOTES_MAX = 20_000
-_NOTES_PER_CALL = 500
 
 _NOTHING_DONE = (NotOwner, Unreached)
 _UNKNOWN = (Fenced, OutcomeUnknown, StoreFault)
 _AGAIN = _NOTHING_DONE + _UNKNOWN
-Note = tuple[WorkflowId, TaskPolled | TaskHandedBack]
-
-
-class Elsewhere:
-    """The other nodes of the cluster: where their shards are, and the links there."""
-
-    def __init__(self, routes: Routes, links: Links, *, node_id: str) -> None:
-        self._routes = routes
-        self._links = links
-        self._node_id = node_id
-
-    def way_to(self, shard: ShardId) -> tuple[Member, int] | None:
-        """The owner of a shard, if it is another node that is up, and the shard's epoch."""
-        member = self._routes.owner_of(shard)
-        if member is None or member.node_id == self._node_id or not member.link:
-            return None
-        return member, self._routes.epoch_of(shard)
-
-    @property
-    def members(self) -> list[Member]:
-        """All others that are up."""
-        return [
-            member
-            for member in self._routes.members.values()
-            if member.node_id != self._node_id and member.link
-        ]
-
-    async def call(
-        self,
-        member: Member,
-        operation: Operation,
-        arguments: tuple[Any, ...],
-        *,
-        timeout_ms: int,
-        shard: int = -1,
-        epoch: int = -1,
-    ) -> Any:
-        """What the operation gives there. Raises as Links does."""
-        value = await self._links.call(
-            member.link,
-            operation.name,
-            encode(arguments),
-            timeout_ms=timeout_ms,
-            shard=shard,
-            epoch=epoch,
-        )
-        return operation.decode_value(value)
-
-    async def refresh(self) -> None:
-        """Look again who owns what."""
-        try:
-            await self._routes.refresh()
-        except ClusterError as failure:
-            log.info("the routes are not known anew", error=failure.message)
 
 
 class Router:
@@ -172,8 +116,9 @@ class Router:
             removed=removed,
         )
         self._here = remote.Here(self._owner, clock, shard_count)
-        self._notes: list[Note] = []
-        self._have_notes = asyncio.Event()
+        self._notes = Notes(
+            self._here, elsewhere, clock=clock, metrics=metrics, timeout_ms=timeout_ms
+        )
 
     @property
     def owner(self) -> Owner:
@@ -447,98 +392,29 @@ class Router:
         """Note that a worker gets this delivery of a task; nobody waits for the commit."""
         workflow_id = workflow_of(task)
         event = TaskPolled(at_ms, number_of(task), worker_id or "", delivery)
-        if self._is_here(workflow_id):
+        if self._owner.serves(workflow_id):
             try:
                 return self._owner.hand_over(workflow_id, event)
             except ClusterError as failure:
                 log.info("a task was handed over while its shard moves", error=failure.message)
         # Its queue has told what there is to tell; its owner hears of it in a moment.
-        self._note(workflow_id, event)
+        self._notes.put(workflow_id, event)
         return HandOver(at_ms, at_ms, delivery, 0)
 
     def take_back(self, task: TaskId, *, delivery: int) -> None:
         """The worker never got it."""
         workflow_id = workflow_of(task)
         event = TaskHandedBack(self._clock.now_ms(), number_of(task), delivery)
-        if self._is_here(workflow_id):
+        if self._owner.serves(workflow_id):
             self._owner.note(workflow_id, event)
         else:
-            self._note(workflow_id, event)
-
-    def _note(self, workflow_id: WorkflowId, event: TaskPolled | TaskHandedBack) -> None:
-        if len(self._notes) < _NOTES_MAX:
-            self._notes.append((workflow_id, event))
-            self._have_notes.set()
-        else:
-            # The owner will ask the queue when the task has been out for long.
-            self._metrics.hand_over_notes_dropped.of().inc()
+            self._notes.put(workflow_id, event)
 
     async def run(self) -> None:
         """Tell owners elsewhere what was done with their tasks, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            while True:
-                await self._have_notes.wait()
-                self._have_notes.clear()
-                notes, self._notes = self._notes, []
-                group.create_task(self._tell(notes))
-
-    async def _tell(self, notes: list[Note]) -> None:
-        """All that gathered in a turn, in order for each owner."""
-        deadline_ms = self._clock.monotonic_ms() + self._timeout_ms
-        pause_ms = _PAUSE_MS
-        while notes:
-            notes = await self._tell_once(notes)
-            if not notes:
-                return
-            if self._clock.monotonic_ms() >= deadline_ms:
-                self._metrics.hand_over_notes_dropped.of().inc(len(notes))
-                log.warning("owners did not hear of hand-overs", tasks=len(notes))
-                return
-            await asyncio.sleep(pause_ms / 1000)
-            pause_ms = min(2 * pause_ms, _PAUSE_MS_MAX)
-            if self._elsewhere is not None:
-                await self._elsewhere.refresh()
-
-    async def _tell_once(self, notes: list[Note]) -> list[Note]:
-        """Returns those that nobody took."""
-        left: list[Note] = []
-        ways: defaultdict[str, list[Note]] = defaultdict(list)
-        members: dict[str, Member] = {}
-        for note in notes:
-            if self._is_here(note[0]):
-                self._owner.note(*note)
-                continue
-            way = self._way_to(self._here.shard_of(note[0]))
-            if way is None:
-                left.append(note)
-            else:
-                members[way[0].node_id] = way[0]
-                ways[way[0].node_id].append(note)
-        batches = [
-            (members[node_id], found[begin : begin + _NOTES_PER_CALL])
-            for node_id, found in ways.items()
-            for begin in range(0, len(found), _NOTES_PER_CALL)
-        ]
-        for not_taken in await asyncio.gather(*(self._tell_to(*batch) for batch in batches)):
-            left += not_taken
-        return left
-
-    async def _tell_to(self, member: Member, notes: list[Note]) -> list[Note]:
-        assert self._elsewhere is not None
-        packed = [(workflow_id, pack(event)) for workflow_id, event in notes]
-        try:
-            elsewhere: list[int] = await self._elsewhere.call(
-                member, remote.NOTE, (packed,), timeout_ms=_WAIT_MS_MAX
-            )
-        except ClusterError:
-            return notes
-        return [notes[place] for place in elsewhere]
+        await self._notes.run()
 
     # -- the way to the owner
-
-    def _is_here(self, workflow_id: WorkflowId) -> bool:
-        incarnation = self._home.incarnation
-        return incarnation is not None and incarnation.shards.is_served(workflow_id)
 
     def _way_to(self, shard: ShardId) -> tuple[Member, int] | None:
         return None if self._elsewhere is None else self._elsewhere.way_to(shard)
@@ -620,7 +496,7 @@ class Router:
         shard: ShardId | None = None,
         timeout_ms: int | None = None,
     ) -> Any:
-        if self._is_here(workflow_id):
+        if self._owner.serves(workflow_id):
             return await operation.run(self._here, *arguments)
         if shard is None:
             shard = self._here.shard_of(workflow_id)

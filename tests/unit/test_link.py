@@ -23,8 +23,9 @@ from cluster.errors import (
     Violation,
 )
 from cluster.metrics import Metrics
-from cluster.node import link
-from cluster.node.link import LinkCall, LinkServer, WebSocketLinks
+from cluster.node import link, link_frames
+from cluster.node.link import LinkCall, WebSocketLinks
+from cluster.node.link_server import LinkServer
 from cluster.node.metadata import NoSuchWorkflow
 
 TOKEN = "sesame"
@@ -262,7 +263,7 @@ async def test_a_peer_that_sends_garbage_is_cut_off_and_nobody_else(frame: bytes
 
 
 async def test_pieces_without_end_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "_WHOLE_BYTES_MAX", 1 << 20)
+    monkeypatch.setattr(link_frames, "WHOLE_BYTES_MAX", 1 << 20)
     async with node(echo) as to, aiohttp.ClientSession() as session:
         hostile = await session.ws_connect(
             f"http://{to.address}/link", protocols=(link.PROTOCOL,), headers=known()
@@ -408,7 +409,7 @@ async def test_a_peer_that_dies_in_the_middle_of_a_call() -> None:
 
 
 async def test_a_peer_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "_HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(link, "HEARTBEAT_S", 0.1)
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # It shakes hands and then says nothing more, as behind a cable that was pulled.
