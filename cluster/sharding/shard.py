@@ -634,6 +634,11 @@ class Shards:
         if execution is not None:
             count_ended(self._metrics, execution, number)
 
+    @property
+    def are_sure(self) -> bool:
+        """Nobody can have taken these shards over yet: what is in memory is the latest there is."""
+        return self._authority.is_fresh
+
     def is_served(self, workflow_id: WorkflowId) -> bool:
         """Whether events for a workflow are taken here."""
         return shard_of(workflow_id, shard_count=self._shard_count) in self.epochs
