@@ -8,7 +8,14 @@ import pytest
 from cluster.engine import payloads, views
 from cluster.engine.events import Paused, Restarted, TaskPolled
 from cluster.engine.model import REASON_CHARS_MAX, Header, Task
-from cluster.engine.rows import HEADER_ROW, changed_rows, decode_header, load
+from cluster.engine.rows import (
+    HEADER_ROW,
+    changed_rows,
+    decode_header,
+    load,
+    state_rows,
+    task_rows,
+)
 from tests.support.engine import Json, Runs, plan_of, step
 
 
@@ -43,6 +50,21 @@ def test_a_large_payload_is_written_once() -> None:
     loaded = load(run.id, runs.rows[run.id].items(), lambda _: run.plan)
     assert loaded.task_input(loaded.tasks[1]) == {"all": large}
     assert loaded.task_output(loaded.tasks[1]) == large
+
+
+def test_a_copy_for_another_node_holds_all_and_changes_nothing() -> None:
+    runs = Runs()
+    large = {"x": "y" * 5_000}
+    definition = plan_of([step("a", inputParameters={"all": "${workflow.input}"}), step("b")])
+    run = runs.start(definition, large)
+    runs.work(run, "a", output=large)
+    tasks = list(run.tasks.values())
+    rows = state_rows(run) + task_rows(tasks)
+    stored = {number: data for number, data in runs.rows[run.id].items() if data}
+    assert dict(rows) == stored
+    copy = load(run.id, rows, lambda _: run.plan)
+    assert copy.task_output(copy.tasks[1]) == run.task_output(run.tasks[1]) == large
+    assert (run.parts, run.changed) == (0, {})
 
 
 def test_a_payload_that_was_large_and_is_small_now() -> None:
