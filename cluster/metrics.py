@@ -404,6 +404,17 @@ class Metrics:
         self.http_request_duration = histogram(
             "http_request_seconds", "From a request's head to its answer.", _LATENCY_S, "route"
         )
+        self.http_items = counter(
+            "http_items",
+            "Items of requests that hold many, by what was answered for each.",
+            *("route", "status"),
+        )
+        self.bulk_jobs_open = gauge("bulk_jobs_open", "Bulk jobs of this node that have not ended.")
+        self.bulk_job_workflows = counter(
+            "bulk_job_workflows",
+            "Workflows that bulk jobs came to, by what became of them.",
+            *("operation", "outcome"),
+        )
 
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(_Exposition(self._counters, self._gauges, self._histograms))

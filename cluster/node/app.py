@@ -387,6 +387,7 @@ class Node:
             router=self._router,
             clock=clock,
             random=random,
+            metrics=self.metrics,
             node_id=settings.node_id,
         )
         self.services = Services(

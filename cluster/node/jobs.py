@@ -19,6 +19,7 @@ from cluster.engine.model import Execution
 from cluster.errors import ClusterError, InvalidRequest, NotFound, Overloaded
 from cluster.ids import WorkflowId
 from cluster.logs import get_log
+from cluster.metrics import Metrics
 from cluster.node.router import Router
 from cluster.sharding.insist import insist
 from cluster.store.ports import RecordStore, SearchIndex, Summary
@@ -125,6 +126,7 @@ class _Outcome(NamedTuple):
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Job).decode
 _SKIPPED = 0
+_OUTCOMES = {_STATUS_OK: "succeeded", _SKIPPED: "skipped"}
 
 
 class BulkJobs:
@@ -138,6 +140,7 @@ class BulkJobs:
         router: Router,
         clock: Clock,
         random: Random,
+        metrics: Metrics,
         node_id: str,
     ) -> None:
         self._records = records
@@ -145,6 +148,7 @@ class BulkJobs:
         self._router = router
         self._clock = clock
         self._random = random
+        self._metrics = metrics
         self._node_id = node_id
         self._mine: dict[str, Job] = {}
         """Those of this node that have not ended, as they stand."""
@@ -167,12 +171,12 @@ class BulkJobs:
             created_time=now_ms,
             updated_time=now_ms,
         )
-        self._mine[job.id] = job
+        self._keep(job)
         try:
             await self._records.put(KIND, {job.id: _encode(job)})
             await self._drop_oldest()
         except ClusterError:
-            del self._mine[job.id]
+            self._forget(job)
             raise
         self._new.put_nowait(job)
         return job
@@ -214,7 +218,7 @@ class BulkJobs:
             for job in await insist(self.all, clock=self._clock, deadline_ms=None):
                 if job.node == self._node_id and job.state in _UNFINISHED:
                     if job.id not in self._mine:
-                        self._mine[job.id] = job
+                        self._keep(job)
                         group.create_task(self._supervise(job))
             while True:
                 group.create_task(self._supervise(await self._new.get()))
@@ -243,7 +247,9 @@ class BulkJobs:
             if not page:
                 await self._end(job, "COMPLETED")
                 return
-            job = self._note(_counted(job, page, await self._act(job, page)))
+            outcomes = await self._act(job, page)
+            self._count(job.order, outcomes)
+            job = self._note(_counted(job, page, outcomes))
             await self._save(job)
             if rate is not None:
                 now_ms = self._clock.monotonic_ms()
@@ -313,6 +319,21 @@ class BulkJobs:
         self._mine[job.id] = job
         return job
 
+    def _keep(self, job: Job) -> None:
+        self._mine[job.id] = job
+        self._metrics.bulk_jobs_open.of().set(len(self._mine))
+
+    def _forget(self, job: Job) -> None:
+        self._mine.pop(job.id, None)
+        self._metrics.bulk_jobs_open.of().set(len(self._mine))
+
+    def _count(self, order: Order, outcomes: Sequence[_Outcome]) -> None:
+        if order.dry_run:
+            return
+        for outcome in outcomes:
+            name = _OUTCOMES.get(outcome.status, "failed")
+            self._metrics.bulk_job_workflows.of(order.operation, name).inc()
+
     async def _save(self, job: Job) -> None:
         await self._insist(lambda: self._records.put(KIND, {job.id: _encode(job)}))
 
@@ -320,7 +341,7 @@ class BulkJobs:
         now_ms = self._clock.now_ms()
         job = replace(job, state=state, updated_time=now_ms, ended_time=now_ms, message=message)
         await self._save(job)
-        self._mine.pop(job.id, None)
+        self._forget(job)
         await self._insist(lambda: self._records.put(CANCEL_KIND, {job.id: None}))
         log.info("a bulk job ended", job=job.id, state=state, succeeded=job.succeeded)
 

@@ -13,12 +13,13 @@ from cluster.node.batches import Batches
 from cluster.node.middleware import Answer, Call, Route
 from cluster.node.router import StartWorkflow
 
+PATH = "/api/workflow/bulk/start"
 _TURN = 100
 """Items that are checked in a row, before others run."""
 
 
 def routes(services: Services) -> list[Route]:
-    return [Route("POST", "/api/workflow/bulk/start", BulkStartApi(services).start)]
+    return [Route("POST", PATH, BulkStartApi(services).start)]
 
 
 class BulkStartApi:
@@ -52,7 +53,8 @@ class BulkStartApi:
             else:
                 results[index] = ItemResult(index, 200, id=outcome)
         self._count(requests, outcomes)
-        return Answer(encode_results({"results": in_order(len(bodies), results)}))
+        answered = in_order(len(bodies), results, route=PATH, metrics=self._metrics)
+        return Answer(encode_results({"results": answered}))
 
     def _count(
         self, requests: Sequence[StartWorkflow], outcomes: Sequence[str | ClusterError]

@@ -24,6 +24,7 @@ from cluster.node.batches import Batches
 from cluster.node.middleware import NO_CONTENT, Answer, Call, Route
 from cluster.node.poll import check_timeout
 
+UPDATE, EXCHANGE = "/api/tasks/bulk/update", "/api/tasks/exchange"
 TYPES_MAX = 100
 """Task types in one poll."""
 _TURN = 100
@@ -54,15 +55,16 @@ _EXCHANGE = reader(ExchangeBody)
 def routes(services: Services) -> list[Route]:
     api = ExchangeApi(services)
     return [
-        Route("POST", "/api/tasks/bulk/update", api.update),
+        Route("POST", UPDATE, api.update),
         Route("GET", "/api/tasks/poll/batch", api.poll),
-        Route("POST", "/api/tasks/exchange", api.exchange),
+        Route("POST", EXCHANGE, api.exchange),
     ]
 
 
 class ExchangeApi:
     def __init__(self, services: Services) -> None:
         self._desk = services.desk
+        self._metrics = services.metrics
         self._clock = services.clock
         self._records = services.records
         self._batches = Batches(services.router, services.clock)
@@ -71,7 +73,7 @@ class ExchangeApi:
     async def update(self, call: Call) -> Answer:
         """All that is answered with 200 is durable."""
         bodies = self._items.of_body(call.body, call.content_type)
-        return Answer(encode_results({"results": await self._take(bodies)}))
+        return Answer(encode_results({"results": await self._take(bodies, UPDATE)}))
 
     async def poll(self, call: Call) -> Answer:
         types = call.all_of("type")
@@ -99,7 +101,7 @@ class ExchangeApi:
         if body.poll is not None:
             _check(body.poll)
         bodies = self._items.of_array(bytes(body.results))
-        results = encode_results(await self._take(bodies)) if bodies else b"[]"
+        results = encode_results(await self._take(bodies, EXCHANGE)) if bodies else b"[]"
         tasks: Sequence[bytes] = ()
         if body.poll is not None:
             try:
@@ -110,7 +112,9 @@ class ExchangeApi:
                 return Answer(b'{"results":%b,"tasks":[],"pollError":%b}' % (results, failure))
         return Answer(b'{"results":%b,"tasks":[%b]}' % (results, b",".join(tasks)))
 
-    async def _take(self, bodies: Sequence[TaskResultBody | InvalidRequest]) -> list[ItemResult]:
+    async def _take(
+        self, bodies: Sequence[TaskResultBody | InvalidRequest], route: str
+    ) -> list[ItemResult]:
         results: dict[int, ItemResult] = {}
         reports: list[tuple[int, Report]] = []
         at_ms = self._clock.now_ms()
@@ -135,7 +139,7 @@ class ExchangeApi:
                 logs += report.logs
         if logs:
             await self._records.append_task_logs(logs)
-        return in_order(len(bodies), results)
+        return in_order(len(bodies), results, route=route, metrics=self._metrics)
 
     async def _polled(self, call: Call, wanted: PollBody) -> list[bytes]:
         worker_id, domain = as_text(wanted.worker_id), as_text(wanted.domain)

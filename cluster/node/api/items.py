@@ -4,12 +4,14 @@ An item that does not fit is answered as such and spoils no other. A body that i
 or too long a one, is refused as a whole.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 
 from cluster.errors import ClusterError, InvalidRequest, TooLarge, ValidationFailed
+from cluster.metrics import Metrics
 from cluster.node.api.bodies import read, reader
 from cluster.node.metadata import NoSuchWorkflow
 
@@ -88,8 +90,14 @@ def refused(index: int, error: ClusterError) -> ItemResult:
     return ItemResult(index, error.status, message=_message_of(error))
 
 
-def in_order(count: int, results: Mapping[int, ItemResult]) -> list[ItemResult]:
-    return [results[index] for index in range(count)]
+def in_order(
+    count: int, results: Mapping[int, ItemResult], *, route: str, metrics: Metrics
+) -> list[ItemResult]:
+    """The results of all items of a request, which are counted."""
+    found = [results[index] for index in range(count)]
+    for status, items in Counter(result.status for result in found).items():
+        metrics.http_items.of(route, str(status)).inc(items)
+    return found
 
 
 def _message_of(error: ClusterError) -> str:
