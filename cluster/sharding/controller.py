@@ -218,7 +218,7 @@ class Controller:
             served=dict(holder.shards.epochs),
             given_up=self._given_up,
             is_able=(
-                holder.lease.is_fresh
+                holder.lease.is_renewed
                 and holder.lease.is_proved
                 and presence.is_current
                 and presence.clock_is_right
@@ -285,6 +285,22 @@ class Controller:
         _lines.info("shards were claimed", wanted=len(rows), won=len(won))
         self._holder.serve(won)
         self._count(rows, won, stopwatch_s() - began_s)
+
+    async def _seal(self, rows: Sequence[ShardRow]) -> None:
+        """Close the logs that were seen to be silent, or raise StoreFault: an owner that is heard
+        of again trusts its memory again after a while, so nobody may act upon an old reading."""
+        for log in dict.fromkeys(row.owner for row in rows):
+            if log is None or log in self._sealed:
+                continue
+            left_ms = self._watch.asked_ms + self._ttl_ms - self._clock.monotonic_ms()
+            if left_ms <= 0:
+                raise StoreFault(f"it was too long ago that log {log} was seen to be silent")
+            await insist(
+                partial(self._stores.logs.seal, log),
+                clock=self._clock,
+                deadline_ms=0,
+                attempt_ms=left_ms,
+            )
 
     def _count(self, claimed: Sequence[ShardRow], won: Sequence[ShardRow], took_s: float) -> None:
         owners = {row.shard: row.owner for row in claimed}

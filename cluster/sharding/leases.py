@@ -54,14 +54,21 @@ class LeaseKeeper:
         self._on_lost = on_lost
         self._renewed_ms: int | None = None
         """When the last renewal that was acknowledged was sent."""
+        self._doubted_until_ms = 0
+        """A seal may be under way of somebody who saw the lease stand still before."""
         self._reading: asyncio.Future[None] | None = None
         self._next: asyncio.Future[None] | None = None
 
     @property
-    def is_fresh(self) -> bool:
-        """Nobody can have sealed the log yet: what is in memory is the latest there is."""
+    def is_renewed(self) -> bool:
+        """The lease has not run out."""
         renewed_ms = self._renewed_ms
         return renewed_ms is not None and self._clock.monotonic_ms() < renewed_ms + self._ttl_ms
+
+    @property
+    def is_fresh(self) -> bool:
+        """Nobody can have sealed the log yet: what is in memory is the latest there is."""
+        return self.is_renewed and self._proof.proved_ms >= self._doubted_until_ms
 
     @property
     def age_ms(self) -> int:
@@ -112,6 +119,10 @@ class LeaseKeeper:
             deadline_ms=0,
             attempt_ms=self._renew_ms,
         )
+        now_ms, before_ms = clock.monotonic_ms(), self._renewed_ms
+        if before_ms is not None and now_ms - before_ms >= self._ttl_ms:
+            # Whoever saw it stand still acts upon that within a TTL or so, or not at all.
+            self._doubted_until_ms = now_ms + 2 * self._ttl_ms
         self._renewed_ms = sent_ms
 
     async def _confirm_after(self, earlier: "asyncio.Future[None] | None") -> None:
@@ -148,6 +159,8 @@ class LeaseWatch:
         self._gap_ms_max = gap_ms_max
         self._generation: str | None = None
         self._read_ms: int | None = None
+        self.asked_ms = 0
+        """When the last reading was asked for: what follows from it has to be done soon."""
         self._still: dict[LogId, tuple[int | None, int]] = {}
         """Log → its counter, and since when that stands still."""
         self._silent: frozenset[LogId] = frozenset()
@@ -167,6 +180,7 @@ class LeaseWatch:
             self._still.clear()
         self._generation = seen.generation
         self._read_ms = received_ms
+        self.asked_ms = sent_ms
         still: dict[LogId, tuple[int | None, int]] = {}
         for log in logs:
             counter = seen.counters.get(log)

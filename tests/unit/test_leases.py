@@ -170,6 +170,9 @@ class Kept:
     def is_fresh(self) -> bool:
         return self.keeper.is_fresh
 
+    def is_renewed(self) -> bool:
+        return self.keeper.is_renewed
+
     def is_proved(self) -> bool:
         return self.keeper.is_proved
 
@@ -219,6 +222,10 @@ def test_a_node_that_reaches_the_leases_but_not_the_store_lets_go() -> None:
         assert not kept.lost
         kept.logs.is_away = False
         await asyncio.sleep(2)
+        assert kept.is_renewed()
+        # Somebody may have seen it silent, and be about to seal the log.
+        assert not kept.is_fresh()
+        await asyncio.sleep(2 * TTL_MS / 1000 + RENEW_MS / 1000)
         assert kept.is_fresh()
         await kept.end()
 
