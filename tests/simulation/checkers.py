@@ -6,6 +6,7 @@ the open ones. In the order of epochs and positions they are the history of ever
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -18,6 +19,7 @@ from tests.chaos.definitions import KINDS
 from tests.chaos.verdict import judge
 from tests.simulation.ledger import Archive, Json, Ledger
 
+_LEASE_S = 5.0
 _OPEN_RUN = ("RUNNING", "PAUSED")
 _OPEN_TASK = ("SCHEDULED", "IN_PROGRESS")
 _REVIVING = ("restart", "retry", "rerun")
@@ -116,6 +118,7 @@ def judge_run(
     results = _results(history, faults)
     _check_headers(ledger, history, faults)
     _check_writers(ledger, archive, faults)
+    _check_seals(ledger, faults)
     _check_starts(ledger, history, faults)
     _check_reports(ledger, results, faults)
     _check_deliveries(ledger, history, faults)
@@ -172,6 +175,21 @@ def _check_writers(ledger: Ledger, archive: Archive, faults: list[str]) -> None:
             faults.append(
                 f"{log} took position {position} for committed at {at_s:.3f} s; it ends at {end}"
             )
+
+
+def _check_seals(ledger: Ledger, faults: list[str]) -> None:
+    """Nobody seals the log of a node that is heard of all the time."""
+    sealed: set[LogId] = set()
+    for at_s, place, log in ledger.seals:
+        renewals = [renewed_s for renewed_s in ledger.renewals[log] if renewed_s < at_s]
+        # To seal what was sealed before (by a node that left, say) harms nobody.
+        is_first = log not in sealed
+        sealed.add(log)
+        if place == log.partition("/")[0] or len(renewals) < 2 or not is_first:
+            continue
+        gaps = [later - earlier for earlier, later in pairwise([*renewals, at_s])]
+        if max(gaps) < _LEASE_S - 0.1:
+            faults.append(f"{place} sealed {log} at {at_s:.3f} s, which was heard of all the time")
 
 
 def _check_starts(ledger: Ledger, history: History, faults: list[str]) -> None:

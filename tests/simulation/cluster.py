@@ -85,9 +85,11 @@ class Cluster:
         self.network = Network(world)
         self.fabric = Fabric(self.network)
         self.store = StoreServer(world, ledger, SHARD_COUNT)
-        self.redis = RedisServer(world, SHARD_COUNT)
+        self.redis = RedisServer(world, ledger, SHARD_COUNT)
         self.scripts = scripts()
         self.wall_offsets_ms: dict[str, int] = {}
+        self.doubles = 0.02
+        """Share of the requests that a client sends to two nodes at once."""
         self.nodes: dict[str, SimulatedNode] = {}
         """The present life of each node that is not dead."""
         self.clients = Process(world, CLIENTS)

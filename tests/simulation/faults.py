@@ -36,7 +36,7 @@ class Faults:
         for end in ends:
             end()
 
-    def _until(self, seconds: float, end: Callable[[], None]) -> None:
+    def until(self, seconds: float, end: Callable[[], None]) -> None:
         """Have a fault end, once."""
         over = False
 
@@ -65,14 +65,14 @@ class Faults:
         def strike() -> None:
             if self.cluster.nodes.get(name) is node:
                 self.cluster.crash(name)
-                self._until(self.random.choice((0.05, 1.0, 4.0, 9.0)), restart)
+                self.until(self.random.choice((0.05, 1.0, 4.0, 9.0)), restart)
 
         def restart() -> None:
             if name not in self.cluster.nodes:
                 self.cluster.start(name)
 
         node.process.strike_in(self.random.randrange(60), strike)
-        self._until(2.0, strike)
+        self.until(2.0, strike)
         return True
 
     def stop(self) -> bool:
@@ -89,9 +89,9 @@ class Faults:
             if name not in self.cluster.nodes:
                 self.cluster.start(name)
             elif self.cluster.nodes[name] is node:
-                self._until(1.0, restart)
+                self.until(1.0, restart)
 
-        self._until(self.random.choice((3.0, 8.0)), restart)
+        self.until(self.random.choice((3.0, 8.0)), restart)
         return True
 
     def pause(self) -> bool:
@@ -105,7 +105,7 @@ class Faults:
         def strike() -> None:
             process.pause()
             self.world.note(f"{name} is paused")
-            self._until(seconds, resume)
+            self.until(seconds, resume)
 
         def resume() -> None:
             process.resume()
@@ -114,23 +114,24 @@ class Faults:
         process.strike_in(self.random.randrange(60), strike)
         return True
 
-    def _cut(self, one: str, other: str, seconds: float) -> None:
+    def cut(self, one: str, other: str, seconds: float) -> None:
+        """Two places do not hear each other for a while."""
         pair = frozenset((one, other))
         self.cluster.network.cut.add(pair)
-        self._until(seconds, lambda: self.cluster.network.cut.discard(pair))
+        self.until(seconds, lambda: self.cluster.network.cut.discard(pair))
 
     def half_dead(self) -> bool:
         """A node that reaches Redis and not the store."""
         name = self._some_node()
         if name is not None:
-            self._cut(name, STORE, self.random.uniform(1.0, 12.0))
+            self.cut(name, STORE, self.random.uniform(1.0, 12.0))
         return name is not None
 
     def without_redis(self) -> bool:
         """A node that reaches the store and not Redis."""
         name = self._some_node()
         if name is not None:
-            self._cut(name, REDIS, self.random.uniform(1.0, 12.0))
+            self.cut(name, REDIS, self.random.uniform(1.0, 12.0))
         return name is not None
 
     def links_cut(self) -> bool:
@@ -138,7 +139,7 @@ class Faults:
         if len(self.cluster.names) < 2:
             return False
         one, other = self.random.sample(self.cluster.names, 2)
-        self._cut(one, other, self.random.uniform(0.5, 10.0))
+        self.cut(one, other, self.random.uniform(0.5, 10.0))
         return True
 
     def isolated(self) -> bool:
@@ -147,7 +148,7 @@ class Faults:
         if name is not None:
             seconds = self.random.uniform(1.0, 10.0)
             for other in (STORE, REDIS, *(n for n in self.cluster.names if n != name)):
-                self._cut(name, other, seconds)
+                self.cut(name, other, seconds)
         return name is not None
 
     def redis_flushed(self) -> bool:
@@ -169,7 +170,7 @@ class Faults:
 
     def _down(self, service: Service) -> None:
         service.is_up = False
-        self._until(self.random.uniform(0.5, 7.0), service.come_up)
+        self.until(self.random.uniform(0.5, 7.0), service.come_up)
 
     def store_storm(self) -> bool:
         """Its requests are lost, doubled, late, or their answers are."""
@@ -182,7 +183,7 @@ class Faults:
 
     def _storm(self, service: Service) -> None:
         service.weather = STORM
-        self._until(self.random.uniform(1.0, 8.0), service.clear_up)
+        self.until(self.random.uniform(1.0, 8.0), service.clear_up)
 
     def clock_jump(self) -> bool:
         """The wall clock of a node is set, by up to ten minutes."""
@@ -190,7 +191,7 @@ class Faults:
         if name is not None:
             offset_ms = self.random.choice((-600_000, -30_000, -900, 900, 30_000))
             self._set_clock(name, offset_ms)
-            self._until(self.random.uniform(2.0, 10.0), lambda: self._set_clock(name, 0))
+            self.until(self.random.uniform(2.0, 10.0), lambda: self._set_clock(name, 0))
         return name is not None
 
     def _set_clock(self, name: str, offset_ms: int) -> None:

@@ -1,10 +1,10 @@
 """What clients know for sure, and what reached the logs: noted apart from all that is tested."""
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from cluster.errors import Fenced
-from cluster.store.ports import LogId
+from cluster.store.ports import Fence, LogId
 from tests.simulation.world import World
 from tests.support.phased_log import LogTables, PhasedLogStore
 
@@ -60,6 +60,10 @@ class Ledger:
     sights: list[Sight] = field(default_factory=list)
     commits: list[tuple[float, LogId, int]] = field(default_factory=list)
     """Which positions a writer took for committed, and when."""
+    renewals: dict[LogId, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """When the lease of a log was renewed, as its server saw it."""
+    seals: list[tuple[float, str, LogId]] = field(default_factory=list)
+    """Who began to seal which log, and when."""
     faults: list[str] = field(default_factory=list)
     """What must not have happened, whatever the rest looks like."""
 
@@ -105,16 +109,24 @@ class Archive(LogTables):
 
 
 class ObservedLogStore(PhasedLogStore):
-    """Notes what the writer of a log takes for committed."""
+    """Notes what the writer of a log takes for committed, and who seals which."""
 
-    def __init__(self, ledger: Ledger, *arguments: Any) -> None:
+    def __init__(self, ledger: Ledger, place: str, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._ledger = ledger
+        self._place = place
+
+    async def seal(self, log: LogId) -> Fence:
+        self._ledger.seals.append((self._ledger.world.now, self._place, log))
+        return await super().seal(log)
+
+    async def fence(self, log: LogId) -> Fence | None:
+        fence = await super().fence(log)
+        is_own = log.partition("/")[0] == self._place
+        if is_own and (fence is None or not fence.open):
+            self._ledger.world.count("log: lost by a living process")
+        return fence
 
     async def append(self, log: LogId, position: int, entry: bytes) -> None:
-        try:
-            await super().append(log, position, entry)
-        except Fenced:
-            self._ledger.world.count("log: lost by a living process")
-            raise
+        await super().append(log, position, entry)
         self._ledger.commits.append((self._ledger.world.now, log, position))

@@ -64,6 +64,9 @@ class Service:
         self.script: Callable[[str, str], str | None] = _as_the_weather_has_it
         """Place and name of a request → how this one fares: a field of Weather, or "" for well."""
 
+    def go_well(self) -> None:
+        self.script = _as_the_weather_has_it
+
     def come_up(self) -> None:
         self.is_up = True
 
@@ -191,11 +194,14 @@ def _as_the_weather_has_it(place: str, name: str) -> str | None:
     return None
 
 
+_KINDS = tuple(field.name for field in fields(Weather))
+
+
 def _kind(weather: Weather, chance: float) -> str:
-    for field in fields(Weather):
-        share: float = getattr(weather, field.name)
+    for kind in _KINDS:
+        share: float = getattr(weather, kind)
         if chance < share:
-            return field.name.replace("_", " ")
+            return kind.replace("_", " ")
         chance -= share
     return ""
 
@@ -220,6 +226,11 @@ class StoreServer:
         run_now(cast(Any, self.stores.shards.create(shard_count)))
 
     @property
+    def shard_rows(self) -> Sequence[ShardRow]:
+        """The routing table as it stands."""
+        return run_now(cast(Any, self.stores.shards.rows()))
+
+    @property
     def open_workflows(self) -> int:
         """How many the open set lists."""
         return len(self.stores.open_set._entries)  # type: ignore[attr-defined]
@@ -237,7 +248,7 @@ class StoreServer:
             for field in fields(Stores)
             if (port := getattr(self.stores, field.name))
         }
-        ports["logs"] = ObservedLogStore(self._ledger, self.logs, ask)
+        ports["logs"] = ObservedLogStore(self._ledger, place, self.logs, ask)
         return Stores(**ports)
 
 
@@ -264,15 +275,28 @@ class CountedShardTable(MemoryShardTable):
         return stands
 
 
+class NotedLeases(MemoryLeases):
+    """Tells the ledger who was heard of."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self.ledger = ledger
+
+    async def renew(self, log: LogId) -> None:
+        self.ledger.renewals[log].append(self.ledger.world.now)
+        await super().renew(log)
+
+
 class RedisServer:
     """Queues, leases and members: all of it may be lost."""
 
-    def __init__(self, world: World, shard_count: int) -> None:
+    def __init__(self, world: World, ledger: Ledger, shard_count: int) -> None:
         self._world = world
+        self._ledger = ledger
         clock = Process(world, REDIS)
         self.service = Service(REDIS, Unavailable)
         self.listeners: list[tuple[Process, str, Wake]] = []
-        self.leases = MemoryLeases()
+        self.leases = NotedLeases(ledger)
         self._losses = 0
         self.membership = MemoryMembership(clock)
         self.queues = MemoryTaskQueues(shard_count=shard_count)
@@ -288,10 +312,13 @@ class RedisServer:
     def fall_back(self, after_s: float) -> None:
         """Fail over, in a while, to a replica that knows only what there is now."""
         self.queues._watchers, self.queues._wake = [], _hear_nothing
-        replica = deepcopy((self.queues, self.leases))
+        leases = NotedLeases(self._ledger)
+        leases._counters = dict(self.leases._counters)
+        replica = deepcopy(self.queues), leases
         self.queues.watch(self._wake)
 
         def promote() -> None:
+            self._world.count("redis: failed over")
             self._losses += 1
             self.queues, self.leases = replica
             self.queues.watch(self._wake)

@@ -1,26 +1,32 @@
 """One seed, from the first start of a node to the verdict."""
 
 import time
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 import structlog
 
+from cluster.sharding import controller
 from cluster.store import ports
 from tests.simulation.checkers import History, judge_run, read_history
 from tests.simulation.cluster import SHARD_COUNT, Cluster
 from tests.simulation.faults import Faults
 from tests.simulation.ledger import Ledger
+from tests.simulation.schedules import SCHEDULES, Schedule, Stage, missing
 from tests.simulation.workload import Workload, register
 from tests.simulation.world import World
 
-# Logs of a simulated minute are short: they are cut all the same.
+# In a simulated minute logs are cut and removed all the same.
 ports.SEGMENT_POSITIONS = 16
+controller._TIDY_MS = 4_000
 
 FAULTS_S = 14.0
 """How long clients start workflows and faults begin."""
 _CALM_AFTER_S = 4.0
+_SCHEDULE_S = 30.0
 _PATIENCE_S = 90.0
 """After the last fault; what has not ended by then is stuck."""
 _QUIET_S = 2.5
@@ -39,42 +45,72 @@ class Outcome:
     digest: int
     cpu_s: float
     lines: list[str] = field(default_factory=list)
+    schedule: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Which run this was, as the command line wants to be told."""
+        schedule = "" if self.schedule is None else f" --schedule {self.schedule!r}"
+        return f"--seeds {self.seed}{schedule}"
 
 
-def simulate(seed: int, *, trace: bool = False) -> Outcome:
-    """Run one seed."""
+def simulate(seed: int, schedule: str | None = None, *, trace: bool = False) -> Outcome:
+    """Run one seed, with faults by chance or by a schedule."""
     began_s = time.process_time()
     draw = Random(seed)
     nodes, workflows = draw.choice((3, 3, 4, 5, 7)), draw.randint(30, 36)
     world = World(seed)
     if trace:
         world.lines = []
-    ledger, cluster = new_cluster(world, nodes)
+    try:
+        if schedule is None:
+            found = _run(world, draw, nodes, workflows)
+        else:
+            nodes, found = 3, _run_schedule(world, SCHEDULES[schedule], workflows)
+    except Exception:
+        found = [f"the simulation broke: {traceback.format_exc()}"]
+    finally:
+        world.end()
+    cpu_s = time.process_time() - began_s
+    lines = world.lines or []
+    return Outcome(
+        seed, nodes, workflows, found, world.counts, world.digest, cpu_s, lines, schedule
+    )
+
+
+def _run(world: World, draw: Random, nodes: int, workflows: int) -> list[str]:
+    ledger, cluster = _new_cluster(world, nodes)
     workload = Workload(cluster, ledger, workflows=workflows, over_s=FAULTS_S)
     workload.begin()
     faults = Faults(cluster)
     faults.schedule(draw.randint(3, 7), over_s=FAULTS_S)
     world.run(lambda: False, until_s=world.now + FAULTS_S + _CALM_AFTER_S)
     faults.heal()
-    found = end(world, cluster, ledger, workload)
-    return Outcome(
-        seed,
-        nodes,
-        workflows,
-        found,
-        world.counts,
-        world.digest,
-        time.process_time() - began_s,
-        world.lines or [],
-    )
+    return _end(world, cluster, ledger, workload)
 
 
-def new_cluster(world: World, nodes: int) -> tuple[Ledger, Cluster]:
+def _run_schedule(world: World, schedule: Schedule, workflows: int) -> list[str]:
+    ledger, cluster = _new_cluster(world, 3, schedule.before)
+    workload = Workload(cluster, ledger, workflows=workflows, over_s=FAULTS_S)
+    workload.begin()
+    faults = Faults(cluster)
+    schedule.begin(Stage(world, cluster, faults))
+    world.run(lambda: False, until_s=world.now + _SCHEDULE_S)
+    faults.heal()
+    cluster.store.service.go_well()
+    found = _end(world, cluster, ledger, workload)
+    return found + [f"it did not come about: {what}" for what in missing(schedule, world.counts)]
+
+
+def _new_cluster(
+    world: World, nodes: int, before: Callable[[Cluster], None] = lambda _: None
+) -> tuple[Ledger, Cluster]:
     """A cluster that is up and knows the definitions."""
     _set_up_logs(world)
     ledger = Ledger(world)
     world.on_error = ledger.accuse
     cluster = Cluster(world, ledger, [f"n{number}" for number in range(1, nodes + 1)])
+    before(cluster)
     for name in cluster.names:
         cluster.start(name)
     first = cluster.nodes["n1"]
@@ -85,7 +121,7 @@ def new_cluster(world: World, nodes: int) -> tuple[Ledger, Cluster]:
     return ledger, cluster
 
 
-def end(world: World, cluster: Cluster, ledger: Ledger, workload: Workload) -> list[str]:
+def _end(world: World, cluster: Cluster, ledger: Ledger, workload: Workload) -> list[str]:
     """Let everything come to its end without faults, and judge it."""
     workload.is_calm = True
     history = _wait(world, cluster, workload)

@@ -207,16 +207,30 @@ class Workload:
     # -- how clients ask
 
     def _place(self) -> str:
-        up = [name for name in self.cluster.names if name in self.cluster.nodes]
-        return self.random.choice(up or self.cluster.names)
+        """Where a balancer sends a request: to a node that said lately that it is ready, mostly."""
+        nodes = self.cluster.nodes.values()
+        ready = [node.name for node in nodes if node.is_up and node.node.services.is_ready()]
+        if not ready or self.random.random() < 0.1:
+            return self.random.choice(self.cluster.names)
+        return self.random.choice(ready)
 
     async def _once(self, work: Callable[[Node], Coroutine[Any, Any, Result]]) -> Result:
         return await self.cluster.request(self._place(), work)
+
+    async def _try(self, work: Callable[[Node], Coroutine[Any, Any, Result]]) -> None:
+        """Once, and whatever comes of it."""
+        try:
+            await self._once(work)
+        except (Reset, ClusterError):
+            pass
 
     async def _insist(self, work: Callable[[Node], Coroutine[Any, Any, Result]]) -> Result:
         """Until there is an answer that says more than to try again."""
         while True:
             try:
+                if self.random.random() < self.cluster.doubles:
+                    self.cluster.world.count("request: doubled")
+                    self.cluster.clients.spawn(self._try(work))
                 return await self._once(work)
             except Reset:
                 pass

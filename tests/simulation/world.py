@@ -67,6 +67,8 @@ class World:
         self._ready: deque[Process] = deque()
         self._digest = 0
         self.numbers = count(1)
+        self.running: Process | None = None
+        """Whose loop asyncio takes for the running one."""
         self.processes: list[Process] = []
         """Dead ones too: what is freed runs its clean-up, which a killed process never does."""
 
@@ -112,6 +114,13 @@ class World:
             else:
                 what()
         return True
+
+    def end(self) -> None:
+        """Nothing happens any more; asyncio may run other loops again."""
+        for process in self.processes:
+            process.is_dead = True
+        self.running = None
+        events._set_running_loop(None)
 
     def schedule(self, timer: "ProcessTimer", when: float) -> None:
         """A timer of a process; `when` is in this world's time."""
@@ -213,22 +222,20 @@ class Process:
         if self.is_stopped():
             return
         callbacks = self._callbacks
-        previous = events._get_running_loop()
-        events._set_running_loop(self.loop)
-        try:
-            for _ in range(len(callbacks)):
-                if self._struck_in is not None:
-                    self._struck_in -= 1
-                    if self._struck_in < 0:
-                        self._struck_in = None
-                        self._strike()
-                        if self.is_stopped():
-                            return
-                handle = callbacks.popleft()
-                if not handle.cancelled():
-                    handle._run()
-        finally:
-            events._set_running_loop(previous)
+        if self.world.running is not self:
+            self.world.running = self
+            events._set_running_loop(self.loop)
+        for _ in range(len(callbacks)):
+            if self._struck_in is not None:
+                self._struck_in -= 1
+                if self._struck_in < 0:
+                    self._struck_in = None
+                    self._strike()
+                    if self.is_stopped():
+                        return
+            handle = callbacks.popleft()
+            if not handle.cancelled():
+                handle._run()
         if callbacks:
             self._make_ready()
 
