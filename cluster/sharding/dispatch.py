@@ -220,6 +220,8 @@ class Dispatcher:
                     await work()
                     return
                 except ClusterError as failure:
+                    if not self.shards.is_served(workflow_id):
+                        return  # Its next owner asks for it again.
                     log.warning("an effect failed", workflow_id=workflow_id, error=failure.message)
                     if pause_ms is None or not failure.retryable:
                         return
