@@ -5,6 +5,8 @@ PORT   ?= 8080
 ORDERS ?= 200
 EXIT   ?=
 DATA   ?= data
+SEEDS  ?= 0:2000
+HOURS  ?= 8
 
 BIN    := .venv/bin
 STAMP  := .venv/.installed
@@ -14,7 +16,7 @@ MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run cluster test check contract conformance conformance-record conformance-mutants e2e chaos chaos-cluster fence-race bench bench-compare bench-stores services lock clean
+.PHONY: help setup run cluster test check contract conformance conformance-record conformance-mutants e2e chaos chaos-cluster fence-race simulation simulation-mutants soak bench bench-compare bench-stores services lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,8 +40,9 @@ cluster: setup services ## Cassandra, Redis, three nodes and the order demo (ORD
 test: setup services ## all tests; one line per suite at the end
 	@$(SUITES) --no-skips
 
-check: setup ## format, lint, types and unit tests: the quick round
+check: setup ## format, lint, types, unit tests and 200 simulated clusters: the quick round
 	@$(SUITES) lint types unit
+	@$(BIN)/python -m tests.simulation.simulate --seeds 0:200
 
 contract: setup services ## each store and queue port against every implementation
 	@$(SUITES) contract
@@ -61,6 +64,15 @@ chaos: setup services ## kill -9 and every other fault under load, then count wh
 
 chaos-cluster: setup services ## the faults of a cluster, longer and over a ring of three (CHAOS_LENGTH=4 CHAOS_SEED=)
 	@CHAOS_RING=3 CHAOS_LENGTH=$(or $(CHAOS_LENGTH),4) $(BIN)/python -m pytest -q tests/chaos/cluster
+
+simulation: setup ## whole clusters on a virtual clock: 2,000 seeds (SEEDS=0:2000; one seed: SEEDS=17)
+	@$(BIN)/python -m tests.simulation.simulate --seeds $(SEEDS) $(if $(findstring :,$(SEEDS)),--schedules 20 --demand-all,--trace)
+
+simulation-mutants: setup ## break the code in 25 ways and see after how many seeds it is noticed
+	@$(BIN)/python -m tests.simulation.mutants
+
+soak: setup ## the simulation for hours (HOURS=8), from a random seed on
+	@$(BIN)/python -m tests.simulation.simulate --seeds $$(od -An -N3 -tu4 /dev/urandom | tr -d ' ') --minutes $$(($(HOURS) * 60))
 
 bench: setup ## throughput, CPU per workflow, CPU per task as workflows grow; next to nothing else
 	@$(BIN)/python -m bench.embedded

@@ -34,6 +34,8 @@ class Suite:
     options: tuple[str, ...] = ()
 
 
+SIMULATE = ("python", "-m", "tests.simulation.simulate")
+
 # The only list of suites. All of it takes less than 40 minutes; a deadline leaves a busy machine
 # about twice the time that its suite takes.
 SUITES = (
@@ -46,6 +48,14 @@ SUITES = (
         options=("-n", "auto", "--cov", "--cov-report=term", "--cov-fail-under=95"),
     ),
     Suite("contract", 600, folder="tests/contract"),
+    Suite(
+        "simulation",
+        1_500,
+        commands=(
+            (*SIMULATE, "--seeds", "0:2000", "--schedules", "20", "--demand-all"),
+            ("python", "-m", "pytest", "-q", "tests/simulation"),
+        ),
+    ),
     Suite("conformance", 800, folder="tests/conformance"),
     Suite("e2e", 800, folder="tests/e2e"),
     Suite("chaos", 1_200, folder="tests/chaos"),

@@ -1,6 +1,7 @@
 """What has to happen again and again in a run of many seeds."""
 
 from tests.simulation import faults
+from tests.simulation.schedules import SCHEDULES
 
 KINDS = (
     *(f"fault: {kind}" for kind in faults.KINDS),
@@ -18,6 +19,15 @@ KINDS = (
             "cut off",
         )
     ),
+    *(f"schedule: {name}" for name in SCHEDULES),
+    "request: doubled",
+    "redis: failed over",
+    "link: connection broken",
+    "link: no connection",
+    "link: frame held up",
+    "link: frame to a paused node",
+    "link: late frame carried out",
+    "link: late frame dropped",
     "takeover: by another node",
     "takeover: by the same node",
     "takeover: of nobody's shard",

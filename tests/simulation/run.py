@@ -66,6 +66,7 @@ def simulate(seed: int, schedule: str | None = None, *, trace: bool = False) -> 
         if schedule is None:
             found = _run(world, draw, nodes, workflows)
         else:
+            world.count(f"schedule: {schedule}")
             nodes, found = 3, _run_schedule(world, SCHEDULES[schedule], workflows)
     except Exception:
         found = [f"the simulation broke: {traceback.format_exc()}"]
