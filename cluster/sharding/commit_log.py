@@ -24,6 +24,11 @@ _NEVER_MS = -(1 << 60)
 _ROW_BYTES = 48
 """What a row takes in an entry beside its data."""
 
+_GATHERING_TURNS = 4
+"""Turns of the event loop between a commit and the next append: whoever was answered asks again,
+and more of that goes into one append. Turns are short when there is little to do: chain5 of the
+benchmark took 1.4 appends instead of 2.3 per workflow, and a tenth less CPU."""
+
 _FORMAT = b"\x01"
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(list[tuple[ShardId, int, list[Row]]])
@@ -156,6 +161,8 @@ class CommitLog(Generic[E]):
                 else:
                     await self._append(entry)
                     self._acknowledge(entry)
+                    for _ in range(_GATHERING_TURNS):
+                        await asyncio.sleep(0)
         except Fenced as lost:
             self._give_up(lost)
             self._on_lost(lost)
