@@ -389,6 +389,7 @@ class Node:
             random=random,
             metrics=self.metrics,
             node_id=settings.node_id,
+            members=lambda: [member.node_id for member in self.presence.members.values()],
         )
         self.services = Services(
             router=self._router,

@@ -7,7 +7,7 @@ as the job found the world when it was created.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -41,6 +41,9 @@ PART_MAX = 100
 _PARTS_PER_S = 5
 _PAGE = 100
 _STATUS_OK = 200
+_LOOK_MS = 30_000
+ORPHAN_MS = 60_000
+"""A job whose node is no member and has not written for this long goes on at another."""
 _ATTEMPT_MS = 30_000
 """A look for the next part may go through many workflows that do not match."""
 
@@ -142,7 +145,9 @@ class BulkJobs:
         random: Random,
         metrics: Metrics,
         node_id: str,
+        members: Callable[[], Iterable[str]],
     ) -> None:
+        """`members` are the nodes that are there, by their ids."""
         self._records = records
         self._search = search
         self._router = router
@@ -150,6 +155,7 @@ class BulkJobs:
         self._random = random
         self._metrics = metrics
         self._node_id = node_id
+        self._members = members
         self._mine: dict[str, Job] = {}
         """Those of this node that have not ended, as they stand."""
         self._new: asyncio.Queue[Job] = asyncio.Queue()
@@ -215,13 +221,36 @@ class BulkJobs:
     async def run(self) -> None:
         """Carry out the jobs of this node, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for job in await insist(self.all, clock=self._clock, deadline_ms=None):
-                if job.node == self._node_id and job.state in _UNFINISHED:
-                    if job.id not in self._mine:
-                        self._keep(job)
-                        group.create_task(self._supervise(job))
+            group.create_task(self._adopt())
+            for job in await self._unfinished():
+                if job.node == self._node_id:
+                    self._go_on(job)
             while True:
                 group.create_task(self._supervise(await self._new.get()))
+
+    async def _adopt(self) -> None:
+        """Go on with jobs whose node is gone for good; one node of a cluster does that."""
+        while True:
+            await asyncio.sleep(_LOOK_MS / 1000)
+            members = {*self._members(), self._node_id}
+            if self._node_id != min(members):
+                continue
+            silent_ms = self._clock.now_ms() - ORPHAN_MS
+            for job in await self._unfinished():
+                if job.node not in members and job.updated_time < silent_ms:
+                    log.info("a bulk job is taken over", job=job.id, node=job.node)
+                    job = replace(job, node=self._node_id, updated_time=self._clock.now_ms())
+                    await self._save(job)
+                    self._go_on(job)
+
+    async def _unfinished(self) -> list[Job]:
+        """Those that are in nobody's hands here."""
+        jobs = await self._insist(self.all)
+        return [job for job in jobs if job.state in _UNFINISHED and job.id not in self._mine]
+
+    def _go_on(self, job: Job) -> None:
+        self._keep(job)
+        self._new.put_nowait(job)
 
     async def _supervise(self, job: Job) -> None:
         async with self._slots:

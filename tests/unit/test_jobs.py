@@ -288,6 +288,28 @@ def test_a_job_goes_on_after_a_restart_and_finds_that_it_was_cancelled() -> None
     in_lives(first, second)
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_a_job_whose_node_is_gone_for_good_goes_on_at_another(*, is_cancelled: bool) -> None:
+    async def run() -> None:
+        stores = await new_stores()
+        async with Life(stores, node_id="old") as life:
+            await life.register(BODIES, TASK_DEFS)
+            ids = await started(life, 40)
+            job = await jobs_of(life).create(order("pause", rate_per_second=5))
+            await asyncio.sleep(2)
+        async with Life(stores, node_id="new", audit_interval_ms=1 << 40) as life:
+            if is_cancelled:
+                await jobs_of(life).cancel(job.id)
+            await asyncio.sleep(29)
+            assert (await jobs_of(life).get(job.id)).node == "old", "its node may come back"
+            job = await done(life, job, timeout_s=120)
+            assert (job.node, job.state) == ("new", "CANCELLED" if is_cancelled else "COMPLETED")
+            if not is_cancelled:
+                assert await statuses(life, ids) == {"PAUSED": 40}
+
+    run_virtual(run())
+
+
 def test_a_store_that_is_away_for_a_while_only_delays() -> None:
     async def main(life: Life) -> None:
         ids = await started(life, 10)
