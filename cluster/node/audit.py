@@ -18,11 +18,12 @@ from cluster.ids import ShardId, WorkflowId
 from cluster.logs import get_log
 from cluster.metrics import Metrics
 from cluster.sharding.commit_log import CommitLog
+from cluster.sharding.decisions import Sent
 from cluster.sharding.dispatch import Dispatcher
 from cluster.sharding.recovery import Recovery
 from cluster.sharding.requeue import Requeue
 from cluster.sharding.residents import Residents
-from cluster.sharding.shard import Sent, Shards
+from cluster.sharding.shard import Shards
 from cluster.sharding.timers import Timers
 from cluster.store.ports import OpenEntry, OpenSet
 from cluster.store.queue_ports import TaskQueues

@@ -21,6 +21,7 @@ from cluster.settings import Settings
 from cluster.sharding.checkpoint import Checkpoint, Described
 from cluster.sharding.commit_log import CommitLog
 from cluster.sharding.controller import Controller
+from cluster.sharding.decisions import Decisions, Sent
 from cluster.sharding.dispatch import Dispatcher, Outside
 from cluster.sharding.idempotency import Keys
 from cluster.sharding.leases import LeaseKeeper
@@ -30,7 +31,7 @@ from cluster.sharding.recovery import Recovery
 from cluster.sharding.requeue import UNKNOWN, Requeue
 from cluster.sharding.residents import Residents
 from cluster.sharding.routes import Routes
-from cluster.sharding.shard import Sent, Shards
+from cluster.sharding.shard import Shards
 from cluster.sharding.timers import Timers
 from cluster.store.lease_ports import Leases
 from cluster.store.ports import LogId, ShardRow, Stores
@@ -158,20 +159,30 @@ class Incarnation:
             bytes_max=settings.execution_cache_bytes,
             settle=lambda position: asyncio.ensure_future(self._settle(position)),
         )
-        self.shards = Shards(
+        decisions = Decisions(
             epochs,
             shard_count=settings.shard_count,
-            authority=self.lease,
             commit_log=self.commit_log,
             residents=self.residents,
             plans=front.plans,
             definitions=front.metadata,
             surroundings=self._surroundings(),
-            clock=clock,
             metrics=metrics,
             send=self._dispatcher.send,
             queue_item=self._queue_item,
             run_json=wire.failed_run_json,
+        )
+        self.shards = Shards(
+            epochs,
+            decisions,
+            shard_count=settings.shard_count,
+            authority=self.lease,
+            commit_log=self.commit_log,
+            residents=self.residents,
+            plans=front.plans,
+            clock=clock,
+            metrics=metrics,
+            send=self._dispatcher.send,
         )
         self._dispatcher.shards = self.shards
         self._timers.fire = self.shards.deliver

@@ -39,7 +39,8 @@ from cluster.node.metadata import Metadata, NoSuchWorkflow, Resolved
 from cluster.node.poll import HandOver
 from cluster.sharding.idempotency import KeyRecord
 from cluster.sharding.plans import Plans
-from cluster.sharding.shard import NewWorkflow, Shards, input_fault, with_template
+from cluster.sharding.resolutions import input_fault, with_template
+from cluster.sharding.shard import NewWorkflow, Shards
 from cluster.store.ports import OpenSet, Row
 
 _SUB_WORKFLOW_DEPTH_MAX = 100

@@ -35,9 +35,11 @@ from cluster.engine.events import (
 from cluster.errors import ClusterError, NotFound
 from cluster.ids import TaskId, WorkflowId, task_id
 from cluster.logs import get_log
+from cluster.sharding.decisions import Sent
 from cluster.sharding.insist import insist
 from cluster.sharding.mail import Mail
-from cluster.sharding.shard import Found, Sent, Shards, failure_resolved, resolved
+from cluster.sharding.resolutions import Found, failure_resolved, resolved
+from cluster.sharding.shard import Shards
 from cluster.sharding.timers import Timers
 from cluster.store.queue_ports import QueueItem, TaskQueues
 
@@ -181,7 +183,7 @@ class Dispatcher:
                     self._timers.forget(one.workflow_id)
                     self._ended(one.workflow_id)
                 case None:
-                    self.shards.changed(one.workflow_id)
+                    self.shards.watchers.changed(one.workflow_id)
                 case ContinueLater():
                     if one.workflow_id not in self._continuing:
                         self._continuing.add(one.workflow_id)

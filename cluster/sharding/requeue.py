@@ -19,8 +19,8 @@ from cluster.errors import ClusterError, Fenced, NotFound, NotOwner, Unavailable
 from cluster.ids import ShardId, WorkflowId
 from cluster.logs import get_log
 from cluster.metrics import Metrics
+from cluster.sharding.decisions import Sent
 from cluster.sharding.insist import insist
-from cluster.sharding.shard import Sent
 from cluster.store.ports import OpenSet
 from cluster.store.queue_ports import QueueItem, QueueUpkeep
 

@@ -1,61 +1,34 @@
 """The decider loop of the shards of one node: one writer per workflow, one commit per step.
 
 An event for a workflow in memory is decided on the spot, in the order in which the events came:
-nothing is awaited between reading the execution and handing its changed rows to the commit log.
-Only who needs a load waits. What a step touches beyond its workflow (children, parents) on the
-same shard is part of the same transition, so it is durable together with it or not at all.
+nothing is awaited between reading the execution and handing its changed rows to the commit log
+(decisions.py). Only who needs a load waits, and then all wait for the commit.
 """
 
-import asyncio
-from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
-from msgspec.structs import replace
-
-from cluster.clock import Clock, stopwatch_s
+from cluster.clock import Clock
 from cluster.engine import control, payloads
-from cluster.engine.decider import decide
 from cluster.engine.definitions import Snapshot
-from cluster.engine.effects import (
-    AcknowledgeTask,
-    Effect,
-    FreezeTaskDefs,
-    PushTask,
-    ResolveFailureWorkflow,
-    ResolveSubWorkflow,
-    RunScript,
-    StartChild,
-    Tell,
-    WorkflowEnded,
-)
-from cluster.engine.events import (
-    Continued,
-    Event,
-    FailureWorkflowResolved,
-    Recovered,
-    Restarted,
-    SubWorkflowResolved,
-    TaskUnheard,
-    TaskUpdated,
-    WorkflowStarted,
-)
+from cluster.engine.effects import AcknowledgeTask, StartChild, Tell, WorkflowEnded
+from cluster.engine.events import Event, Restarted, TaskUpdated, WorkflowStarted
 from cluster.engine.model import Execution, Header
 from cluster.engine.plan import Plan
-from cluster.engine.rows import HEADER_ROW, changed_rows
-from cluster.engine.step import Surroundings, queue_name
+from cluster.engine.rows import HEADER_ROW
+from cluster.engine.step import queue_name
 from cluster.engine.transitions import WorkflowStatus
-from cluster.errors import ClusterError, Fenced, NotFound, NotOwner, Unavailable
+from cluster.errors import ClusterError, NotFound, NotOwner, Unavailable
 from cluster.ids import ShardId, WorkflowId, shard_of
 from cluster.logs import get_log
 from cluster.metrics import Metrics
 from cluster.sharding.commit_log import CommitLog
+from cluster.sharding.decisions import Decisions, Sent
 from cluster.sharding.meters import count_conflict, count_ended
 from cluster.sharding.plans import Plans
 from cluster.sharding.residents import Residents
 from cluster.store.ports import Row
-from cluster.store.queue_ports import QueueItem
 
 log = get_log(__name__)
 
@@ -63,17 +36,6 @@ SETTLE_MS_MAX = 5_000
 """How long an answer waits for scripts and work items that its event set going (rule 44)."""
 
 _ORDERS_MS_MAX = 5_000
-
-
-class Found(Protocol):
-    """A frozen definition, and what it was made of."""
-
-    @property
-    def snapshot(self) -> Snapshot: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def version(self) -> int: ...
 
 
 class Authority(Protocol):
@@ -85,24 +47,6 @@ class Authority(Protocol):
 
     async def confirm(self) -> None:
         """Look. Fenced: it is not any more. StoreFault: nobody knows."""
-
-
-class Definitions(Protocol):
-    """What shards need of the metadata."""
-
-    def snapshot_cached(self, name: str, version: int | None) -> Found | None:
-        """A registered definition, frozen, if that takes no look into a store."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """An effect on its way out, after the commit of the step it came from."""
-
-    workflow_id: WorkflowId
-    effect: Effect | QueueItem | None
-    """None: only tell those who wait for a change of the workflow."""
-    queue: str = ""
-    """Where a QueueItem goes."""
 
 
 @dataclass(slots=True)
@@ -117,56 +61,40 @@ class NewWorkflow:
     """Rows that must be durable together with the start (an idempotency key)."""
 
 
-@dataclass(slots=True)
-class _Transaction:
-    """One transition: every execution it touches, and the effects in order."""
-
-    touched: dict[str, Execution] = field(default_factory=dict)
-    created: list[Execution] = field(default_factory=list)
-    effects: list[Sent] = field(default_factory=list)
-    scripts: list[Sent] = field(default_factory=list)
-    """They read and change nothing outside, so they run while the commit is on its way."""
-
-
 class Shards:
     """All shards that this process serves; which ones, changes while it runs."""
 
     def __init__(
         self,
         epochs: dict[ShardId, int],
+        decisions: Decisions,
         *,
         shard_count: int,
         authority: Authority,
         commit_log: CommitLog[Sent],
         residents: Residents,
         plans: Plans,
-        definitions: Definitions,
-        surroundings: Surroundings,
         clock: Clock,
         metrics: Metrics,
         send: Callable[[list[Sent]], None],
-        queue_item: Callable[[Execution, int], tuple[str, QueueItem]],
-        run_json: Callable[[Execution], bytes],
     ) -> None:
         """`epochs` are the shards that are served and their epochs, kept up to date here for all
-        who look at it. `queue_item` makes what a queue holds of a task; `run_json` shows a run."""
+        who look at it."""
         self.epochs = epochs
         self._shard_count = shard_count
         self._authority = authority
         self._log = commit_log
         self.residents = residents
         self._plans = plans
-        self._definitions = definitions
-        self._surroundings = surroundings
         self._clock = clock
         self._metrics = metrics
-        self._decision_s = metrics.workflow_decision.of()
         self._send = send
-        self._queue_item = queue_item
-        self._run_json = run_json
-        self._stamps: dict[ShardId, int] = {}
-        self._watchers: dict[str, list[asyncio.Future[None]]] = {}
-        self.quarantined: dict[str, str] = {}
+        self._decide = decisions.decide
+        self._own = decisions.own
+        self._child = decisions.child
+        self._forget = decisions.forget
+        self.watchers = decisions.watchers
+        self.quarantined = decisions.quarantined
 
     # -- what callers ask for
 
@@ -371,9 +299,9 @@ class Shards:
             left_ms = deadline_ms - self._clock.monotonic_ms()
             if left_ms <= 0:
                 return False
-            await self._change(workflow_id, left_ms)
+            await self.watchers.change(workflow_id, left_ms)
 
-    # -- deciding
+    # -- deciding and waiting for what it rests on
 
     async def _answer(
         self, execution: Execution, event: Event, *, extra_rows: Sequence[Row] = ()
@@ -412,193 +340,6 @@ class Shards:
         if not is_sure:
             await self._authority.confirm()
 
-    def _decide(self, execution: Execution, event: Event, *, extra_rows: Sequence[Row] = ()) -> int:
-        """One transition: decide, collect rows, hand them to the log. Never awaits."""
-        # Whoever has waited for something may find the shard given up since.
-        shard = self._own(execution.id)
-        stamp_ms = self._stamps.get(shard, 0)
-        if event.at_ms < stamp_ms:
-            event = replace(event, at_ms=stamp_ms)
-        else:
-            self._stamps[shard] = event.at_ms
-        transaction = _Transaction()
-        began_s = stopwatch_s()
-        try:
-            self._decide_all(transaction, execution, event)
-        except ClusterError:
-            raise
-        except Exception as error:
-            self._quarantine(transaction, execution, event, error)
-            raise Unavailable(
-                f"Workflow {execution.id} is quarantined: the engine failed to decide what comes "
-                "next; nothing was changed, and its next event tries again"
-            ) from error
-        self._decision_s.observe(stopwatch_s() - began_s)
-        if self.quarantined:
-            self.quarantined.pop(execution.id, None)
-        return self._log_transaction(shard, transaction, execution, event, extra_rows)
-
-    def _decide_all(self, transaction: _Transaction, execution: Execution, event: Event) -> None:
-        mailbox: deque[tuple[Execution, Event]] = deque(((execution, event),))
-        first = event
-        # What one event may change, and all that follow from it in this transition: children that
-        # end as soon as they begin would else go on and on in one log entry.
-        budget = self._surroundings.tasks_per_step_max
-        while mailbox:
-            execution, event = mailbox.popleft()
-            transaction.touched[execution.id] = execution
-            number = execution.header.next_number
-            # Where a continuation is under way, only that goes on with it: a crowd of other events
-            # would take the whole of it in one turn of the loop.
-            waits = execution.header.work and not isinstance(event, Continued)
-            try:
-                effects = decide(
-                    execution, event, self._surroundings, budget=0 if waits else budget
-                )
-            except ClusterError as refusal:
-                if event is first:
-                    raise
-                # It does not fit this relative, and has changed nothing there. What the step has
-                # changed elsewhere stands.
-                log.info(
-                    "a relative refused",
-                    workflow_id=execution.id,
-                    on=type(event).__name__,
-                    error=refusal.message,
-                )
-                continue
-            budget = max(0, budget - 1 - (execution.header.next_number - number))
-            for effect in effects:
-                self._take(transaction, mailbox, execution, effect, event.at_ms)
-
-    def _take(
-        self,
-        transaction: _Transaction,
-        mailbox: deque[tuple[Execution, Event]],
-        execution: Execution,
-        effect: Effect,
-        at_ms: int,
-    ) -> None:
-        """What concerns this shard is decided in the same transition, the rest is sent later."""
-        match effect:
-            case PushTask():
-                queue, item = self._queue_item(execution, effect.number)
-                transaction.effects.append(Sent(execution.id, item, queue))
-                return
-            case Tell():
-                target = self.residents.executions.get(WorkflowId(effect.workflow_id))
-                if target is not None:
-                    mailbox.append((target, effect.event))
-                    return
-            case StartChild():
-                plan = self._plans.get(effect.snapshot)
-                assert plan is not None, "a child starts right after its definition was found"
-                child = self._child(plan, execution.id, effect, at_ms)
-                if effect.failed_run:
-                    # The run goes in as it ended, but for the note of this very start.
-                    run = self._run_json(execution)
-                    child.input = b'%b,"failedWorkflow":%b}' % (child.input[:-1], run)
-                transaction.created.append(child)
-                mailbox.append((child, WorkflowStarted(at_ms)))
-                return
-            case ResolveSubWorkflow() if effect.definition is None:
-                found = self._definitions.snapshot_cached(effect.name, effect.version)
-                if found is not None:
-                    plan = self._plans.of(found.snapshot)
-                    mailbox.append((execution, resolved(effect, found, plan, at_ms)))
-                    return
-            case ResolveFailureWorkflow():
-                found = self._definitions.snapshot_cached(effect.name, effect.version)
-                if found is not None:
-                    self._plans.of(found.snapshot)
-                    mailbox.append((execution, failure_resolved(found, at_ms)))
-                    return
-            case RunScript():
-                transaction.scripts.append(Sent(execution.id, effect))
-                return
-            case FreezeTaskDefs():
-                pass
-        transaction.effects.append(Sent(execution.id, effect))
-
-    def _child(
-        self, plan: Plan, parent_id: WorkflowId, effect: StartChild, at_ms: int
-    ) -> Execution:
-        header = Header(
-            snapshot=effect.snapshot,
-            name=effect.name,
-            version=effect.version,
-            status=WorkflowStatus.RUNNING,
-            create_ms=at_ms,
-            priority=effect.priority,
-            correlation_id=effect.correlation_id,
-            task_to_domain=effect.task_to_domain,
-            heard=effect.mark,
-        )
-        if effect.parent_number:
-            header.parent_id = parent_id
-            header.parent_number = effect.parent_number
-        child = Execution(WorkflowId(effect.workflow_id), header, plan)
-        child.input = with_template(plan, effect.input)
-        if plan.definition.variables:
-            child.variables = payloads.dump(plan.definition.variables)
-        self.residents.add(child)
-        return child
-
-    def _log_transaction(
-        self,
-        shard: ShardId,
-        transaction: _Transaction,
-        execution: Execution,
-        event: Event,
-        extra_rows: Sequence[Row],
-    ) -> int:
-        rows: list[Row] = list(extra_rows)
-        effects = transaction.effects
-        for touched in transaction.touched.values():
-            if not (touched.changed or touched.parts or touched.removed) and (
-                isinstance(event, Recovered | TaskUnheard) or not effects
-            ):
-                # Nothing but its index changed: no row is due, the answer rests on older ones.
-                continue
-            changed = changed_rows(touched)
-            rows += [Row(touched.id, number, data) for number, data in changed]
-            if touched.id in self._watchers:
-                effects.append(Sent(touched.id, None))
-        if transaction.scripts:
-            self._send(transaction.scripts)
-        if not rows and not effects:
-            return execution.last_entry
-        try:
-            entry = self._log.put(shard, self.epochs[shard], rows, effects)
-        except Fenced:
-            for touched in transaction.touched.values():
-                self.residents.drop(touched)
-            raise
-        for touched in transaction.touched.values():
-            touched.last_entry = entry
-        return entry
-
-    def _quarantine(
-        self, transaction: _Transaction, execution: Execution, event: Event, error: Exception
-    ) -> None:
-        """Throw away what this transition changed; one broken workflow stops no other."""
-        for touched in (*transaction.touched.values(), *transaction.created):
-            self.residents.drop(touched)
-        self.quarantined[execution.id] = repr(error)
-        self._metrics.quarantined_workflows.of().set(len(self.quarantined))
-        log.error(
-            "workflow quarantined",
-            workflow_id=execution.id,
-            on=type(event).__name__,
-            exc_info=error,
-        )
-
-    def _own(self, workflow_id: WorkflowId) -> ShardId:
-        shard = shard_of(workflow_id, shard_count=self._shard_count)
-        if shard not in self.epochs:
-            raise NotOwner(f"This node does not own the shard of workflow {workflow_id}")
-        return shard
-
     # -- waiting for changes
 
     async def _settled(self, workflow_id: WorkflowId) -> None:
@@ -613,20 +354,7 @@ class Shards:
             # What was asked for is durable; that it cannot be watched any longer is no failure.
             log.info("stopped waiting for a workflow to settle", workflow_id=workflow_id)
 
-    async def _change(self, workflow_id: WorkflowId, timeout_ms: int) -> None:
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._watchers.setdefault(workflow_id, []).append(waiter)
-        try:
-            async with asyncio.timeout(timeout_ms / 1000):
-                await waiter
-        except TimeoutError:
-            pass
-        finally:
-            waiters = self._watchers.get(workflow_id)
-            if waiters is not None and waiter in waiters:
-                waiters.remove(waiter)
-                if not waiters:
-                    del self._watchers[workflow_id]
+    # -- what is served, and what became of it
 
     def task_ended(self, workflow_id: WorkflowId, number: int) -> None:
         """The end of a worker's task has been committed."""
@@ -655,19 +383,10 @@ class Shards:
         """Take no more events for these shards: whoever comes, or waits, gets NotOwner."""
         for shard in shards:
             self.epochs.pop(shard, None)
-            self._stamps.pop(shard, None)
-        for watched in list(self._watchers):
+        self._forget(shards)
+        for watched in list(self.watchers.watched):
             if not self.is_served(WorkflowId(watched)):
-                self.changed(WorkflowId(watched))
-        for workflow_id in [one for one in self.quarantined if not self.is_served(WorkflowId(one))]:
-            del self.quarantined[workflow_id]
-        self._metrics.quarantined_workflows.of().set(len(self.quarantined))
-
-    def changed(self, workflow_id: WorkflowId) -> None:
-        """A change of this workflow has been committed: whoever waits for it looks again."""
-        for waiter in self._watchers.pop(workflow_id, ()):
-            if not waiter.done():
-                waiter.set_result(None)
+                self.watchers.changed(WorkflowId(watched))
 
 
 def has_no_orders(execution: Execution) -> bool:
@@ -683,51 +402,3 @@ def is_unsettled(execution: Execution) -> bool:
         or header.failure_workflow == "?"
         or (bool(header.work) and header.status is not WorkflowStatus.PAUSED)
     )
-
-
-def resolved(
-    effect: ResolveSubWorkflow, found: Found, plan: Plan, at_ms: int
-) -> SubWorkflowResolved:
-    """The answer to ResolveSubWorkflow."""
-    if plan.check_input is not None:
-        fault = input_fault(plan, with_template(plan, payloads.dump_map(effect.input)))
-        if fault is not None:
-            return SubWorkflowResolved(
-                at_ms, effect.number, effect.token, name=found.name, error=fault, refused=True
-            )
-    return SubWorkflowResolved(
-        at_ms,
-        effect.number,
-        effect.token,
-        snapshot=found.snapshot.hash,
-        name=found.name,
-        version=found.version,
-    )
-
-
-def failure_resolved(found: Found, at_ms: int) -> FailureWorkflowResolved:
-    """The answer to ResolveFailureWorkflow."""
-    return FailureWorkflowResolved(
-        at_ms, snapshot=found.snapshot.hash, name=found.name, version=found.version
-    )
-
-
-def input_fault(plan: Plan, encoded: bytes) -> str | None:
-    """Why no run of this definition may start with an input, None if one may."""
-    if plan.check_input is None:
-        return None
-    fault = plan.check_input(payloads.load(encoded))
-    return None if fault is None else f"Workflow {plan.definition.name}: {fault}"
-
-
-def with_template(plan: Plan, encoded: bytes) -> bytes:
-    """The input of a run with its definition's inputTemplate filled in (rule 38)."""
-    template: dict[str, Any] = plan.definition.input_template
-    if not template or encoded == payloads.EMPTY:
-        return encoded
-    given: dict[str, Any] = payloads.load(encoded)
-    if not given:
-        return encoded
-    # A null counts as absent, as in Conductor.
-    filled = {key: value for key, value in template.items() if given.get(key) is None}
-    return payloads.dump({**given, **filled})

@@ -570,7 +570,7 @@ MUTANTS = [
         (66, '        body["runtimeMetadata"] = known\n', '        body["inputData"] |= known\n'),
         (134, "0 if timeout is None else timeout.response_timeout_seconds", "0"),
     ),
-    *_of("sharding/shard.py", (38, "if given.get(key) is None}", "if key not in given}")),
+    *_of("sharding/resolutions.py", (38, "if given.get(key) is None}", "if key not in given}")),
     *_of(
         "store/memory/queues.py",
         (45, "self.order = -priority", "self.order = priority"),
