@@ -46,6 +46,7 @@ class Server:
         self.done: dict[str, Json] = {}
         self.leases: list[str] = []
         self.item_status: Callable[[Json], int] = lambda _: 200
+        self.delay_s = 0.0
         self.polls = 0
         self.most_polls = 0
         self.url = ""
@@ -68,6 +69,7 @@ class Server:
     async def exchange(self, sent: Json) -> Json:
         results = self.results(sent["results"])
         poll = sent.get("poll")
+        await asyncio.sleep(self.delay_s)
         tasks: list[Json] = []
         if poll:
             self.polls += 1
@@ -307,13 +309,13 @@ async def test_a_fleet_does_all_there_is_within_its_bounds() -> None:
         nonlocal busy, most
         busy += 1
         most = max(most, busy)
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.02)
         busy -= 1
         return {"n": task.task_id}
 
     async with serving() as (server, client):
-        names = [f"t{number}" for number in range(300)]
-        server.offer(*names)
+        server.delay_s = 0.003
+        server.offer(*(f"t{number}" for number in range(300)))
         async with working(client, quick_worker(slow, concurrency=7, batch=3)):
             await until(lambda: len(server.done) == 300)
         assert most == 7
@@ -429,6 +431,16 @@ async def test_a_fleet_that_stops_finishes_what_it_holds() -> None:
         held = 50 - len(server.tasks)
         assert held < 50
         assert len(server.done) == held, "a task was taken and not reported"
+
+
+async def test_what_a_poll_under_way_brings_is_done_before_a_fleet_stops() -> None:
+    async with serving() as (server, client):
+        async with working(client, quick_worker(double, poll_timeout_ms=500)) as stop:
+            await until(lambda: server.polls == 1)
+            stop.set()
+            await asyncio.sleep(0.05)
+            server.offer("late")
+        assert "late" in server.done
 
 
 async def test_a_fleet_that_cannot_finish_gives_up() -> None:
