@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Protocol
 
 from cluster.clock import Clock
 from cluster.engine.effects import (
@@ -33,23 +33,17 @@ from cluster.engine.events import (
     WorkflowLaunched,
 )
 from cluster.errors import ClusterError, NotFound
-from cluster.ids import TaskId, WorkflowId, task_id
+from cluster.ids import WorkflowId, task_id
 from cluster.logs import get_log
 from cluster.sharding.decisions import Sent
-from cluster.sharding.insist import insist
 from cluster.sharding.mail import Mail
+from cluster.sharding.queue_lane import QueueLane
 from cluster.sharding.resolutions import Found, failure_resolved, resolved
 from cluster.sharding.shard import Shards
 from cluster.sharding.timers import Timers
 from cluster.store.queue_ports import QueueItem, TaskQueues
 
 log = get_log(__name__)
-
-LANE_BYTES_MAX = 64 << 20
-"""Of what waits for queues that are away. Beyond it the queues are filled again later."""
-
-_CALL_BYTES = 300
-"""What a call takes beside its payload."""
 
 _PAUSES_MS = (100, 400, 1_600, 6_400)
 """Before an effect that failed is tried again."""
@@ -103,7 +97,7 @@ class Dispatcher:
         clock: Clock,
         ended: Callable[[WorkflowId], None],
     ) -> None:
-        self._lane = _QueueLane(queues, clock)
+        self._lane = QueueLane(queues, clock)
         self._outside = outside
         self._timers = timers
         self._clock = clock
@@ -124,13 +118,13 @@ class Dispatcher:
             effect = one.effect
             match effect:
                 case QueueItem():
-                    lane.put(_Push(one.queue, effect))
+                    lane.push(one.queue, effect)
                 case AcknowledgeTask():
-                    lane.put(_Acknowledge(effect.queue, task_id(one.workflow_id, effect.number)))
+                    lane.acknowledge(effect.queue, task_id(one.workflow_id, effect.number))
                     self._waiting.append(one)
                 case HoldTask():
                     task = task_id(one.workflow_id, effect.number)
-                    lane.put(_Hold(effect.queue, task, effect.delivery))
+                    lane.hold(effect.queue, task, effect.delivery)
                 case _:
                     self._waiting.append(one)
         if self._waiting:
@@ -171,7 +165,7 @@ class Dispatcher:
     def _carry_out(self, sent: list[Sent | asyncio.Future[None]]) -> None:
         for one in sent:
             if isinstance(one, asyncio.Future):
-                self._lane.put(one)
+                self._lane.mark(one)
                 continue
             effect = one.effect
             match effect:
@@ -325,113 +319,3 @@ class Dispatcher:
                 error=error,
             ),
         )
-
-
-class _Push(NamedTuple):
-    queue: str
-    item: QueueItem
-
-
-class _Acknowledge(NamedTuple):
-    queue: str
-    task: TaskId
-
-
-class _Hold(NamedTuple):
-    queue: str
-    task: TaskId
-    delivery: int
-
-
-_QueueCall: TypeAlias = _Push | _Acknowledge | _Hold | asyncio.Future[None]
-"""A future is set once all before it is done."""
-
-
-class _QueueLane:
-    """What goes to the queues, in as few calls as keep its order per task.
-
-    It runs on its own: while the queues are away timers fire and scripts run all the same.
-    """
-
-    def __init__(self, queues: TaskQueues, clock: Clock) -> None:
-        self._queues = queues
-        self._clock = clock
-        self._calls: list[_QueueCall] = []
-        self._bytes = 0
-        self._is_away = False
-        self.has_dropped = False
-        self._news = asyncio.Event()
-        self._pushes: dict[str, list[QueueItem]] = {}
-        self._acknowledged: dict[str, list[TaskId]] = {}
-        self._held: dict[str, dict[TaskId, int]] = {}
-        self._pushed: set[TaskId] = set()
-        self._gone: set[TaskId] = set()
-
-    def put(self, call: _QueueCall) -> None:
-        """Have it done after all that was put before."""
-        if not isinstance(call, asyncio.Future):
-            size = _CALL_BYTES
-            if isinstance(call, _Push):
-                size += len(call.item.payload)
-            if self._is_away and self._bytes + size > LANE_BYTES_MAX:
-                self.has_dropped = True
-                return
-            self._bytes += size
-        self._calls.append(call)
-        self._news.set()
-
-    async def run(self) -> None:
-        """Call the queues until cancelled; a call is repeated until it is answered."""
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            calls, self._calls = self._calls, []
-            size = self._bytes
-            markers: list[asyncio.Future[None]] = []
-            for call in calls:
-                match call:
-                    case _Push(queue, item):
-                        if item.task_id in self._gone:
-                            await self._flush()
-                        self._pushes.setdefault(queue, []).append(item)
-                        self._pushed.add(item.task_id)
-                    case _Acknowledge(queue, task):
-                        if task in self._pushed:
-                            await self._flush()
-                        self._acknowledged.setdefault(queue, []).append(task)
-                        self._gone.add(task)
-                    case _Hold(queue, task, delivery):
-                        if task in self._pushed or task in self._gone:
-                            await self._flush()
-                        self._held.setdefault(queue, {})[task] = delivery
-                        self._pushed.add(task)
-                    case _:
-                        markers.append(call)
-            await self._flush()
-            self._bytes -= size
-            for marker in markers:
-                if not marker.done():
-                    marker.set_result(None)
-
-    async def _flush(self) -> None:
-        pushes, acknowledged, held = self._pushes, self._acknowledged, self._held
-        if pushes:
-            await self._insist(lambda: self._queues.push(pushes, now_ms=self._clock.now_ms()))
-        if held:
-            await self._insist(lambda: self._queues.hold(held))
-        if acknowledged:
-            await self._insist(lambda: self._queues.acknowledge(acknowledged))
-        self._pushes, self._acknowledged, self._held = {}, {}, {}
-        self._pushed, self._gone = set(), set()
-
-    async def _insist(self, call: Callable[[], Awaitable[None]]) -> None:
-        async def attempt() -> None:
-            try:
-                await call()
-            except BaseException:
-                # Cancelled: no answer in time.
-                self._is_away = True
-                raise
-            self._is_away = False
-
-        await insist(attempt, clock=self._clock, deadline_ms=None)

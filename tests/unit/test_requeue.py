@@ -9,7 +9,7 @@ import pytest
 
 from cluster.errors import Unavailable
 from cluster.ids import TaskId
-from cluster.sharding import dispatch
+from cluster.sharding import queue_lane
 from cluster.store.queue_ports import HAND_OUT_MS
 from tests.support.lives import SHARD_COUNT, Death, Json, Life, new_stores
 from tests.support.virtual_time import VirtualClock, run_virtual
@@ -198,7 +198,7 @@ def test_shards_are_counted_when_they_have_been_told() -> None:
 def test_what_had_no_room_while_the_queues_were_away_is_pushed_when_they_are_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dispatch, "LANE_BYTES_MAX", 20_000)
+    monkeypatch.setattr(queue_lane, "LANE_BYTES_MAX", 20_000)
 
     async def test(life: Life) -> None:
         async def away(*_: object, **__: object) -> Any:
