@@ -193,9 +193,10 @@ class BulkJobs:
         if job is not None:
             return job
         found = await self._records.get(KIND, job_id)
-        if found is None:
+        job = None if found is None else _read(job_id, found)
+        if job is None:
             raise NotFound(f"No such bulk job: {job_id[:100]}")
-        return _decode(found)
+        return job
 
     async def all(self) -> list[Job]:
         """All jobs of all nodes, newest first."""
@@ -203,7 +204,10 @@ class BulkJobs:
         after: str | None = None
         while True:
             page = await self._records.page(KIND, prefix="", after=after, limit=_PAGE)
-            jobs += [self._mine.get(key) or _decode(found) for key, found in page]
+            for key, found in page:
+                job = self._mine.get(key) or _read(key, found)
+                if job is not None:
+                    jobs.append(job)
             if len(page) < _PAGE:
                 return jobs[::-1]
             after = page[-1][0]
@@ -382,6 +386,15 @@ class BulkJobs:
         ended = [job.id for job in jobs[KEPT_MAX:] if job.state not in _UNFINISHED]
         if ended:
             await self._records.put(KIND, dict.fromkeys(ended))
+
+
+def _read(job_id: str, record: bytes) -> Job | None:
+    """None for one that this version does not understand: a newer one may have written it."""
+    try:
+        return _decode(record)
+    except msgspec.DecodeError as error:
+        log.warning("a bulk job cannot be read", job=job_id, error=str(error))
+        return None
 
 
 def is_wanted(job: Job, execution: Execution) -> bool:

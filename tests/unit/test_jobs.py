@@ -341,6 +341,23 @@ def test_jobs_are_listed_newest_first_and_the_oldest_go(monkeypatch: pytest.Monk
     in_lives(main)
 
 
+def test_a_record_of_another_version_stops_nothing() -> None:
+    async def first(life: Life) -> None:
+        await life.stores.records.put("bulk-job", {"0": b'{"id":"0","order":{"new":1}}', "1": b"?"})
+
+    async def second(life: Life) -> None:
+        ids = await started(life, 3)
+        assert (await carried_out(life, order())).succeeded == 3
+        assert await statuses(life, ids) == {"TERMINATED": 3}
+        assert len(await jobs_of(life).all()) == 1
+        with pytest.raises(NotFound):
+            await jobs_of(life).get("0")
+        await asyncio.sleep(100)
+        assert life.node.lost is None
+
+    in_lives(first, second)
+
+
 def test_there_is_a_bound_to_jobs_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs_module, "OPEN_MAX", 2)
 
