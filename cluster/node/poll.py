@@ -7,10 +7,8 @@ as it takes to carry them, and nobody polls the queue while nothing happens.
 """
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from heapq import heappop, heappush
 from itertools import count as count_from
 from typing import Protocol
 
@@ -21,6 +19,7 @@ from cluster.errors import InvalidRequest, Overloaded, Unavailable
 from cluster.ids import TaskId
 from cluster.logs import get_log
 from cluster.metrics import NO_DOMAIN, Metrics
+from cluster.node.poll_lines import RETRY_MS_MAX, Deadlines, Line, Waiting, deadline_ms_of, has_come
 from cluster.store.queue_ports import Limits, QueueItem, Queues, queue_name
 
 log = get_log(__name__)
@@ -30,8 +29,6 @@ COUNT_MAX = 1000
 PARKED_MAX = 50_000
 POLLED_QUEUES_MAX = 10_000
 
-# How often at least a parked poll looks again when a due time is known: the clock may be set.
-_RETRY_MS_MAX = 1000
 # A domain that was polled so lately is known to be served.
 _KNOWN_MS = 5000
 # Looks in a row that found only tasks their owners did not want handed out, before others run.
@@ -124,8 +121,8 @@ class PollDesk:
         self._fragment_of = fragment_of
         self._complete = complete
         self._fragments = fragments
-        self._lines: dict[str, _Line] = {}
-        self._deadlines = _Deadlines(clock)
+        self._lines: dict[str, Line] = {}
+        self._deadlines = Deadlines(clock)
         self._poll_data: dict[tuple[str, str | None], PollData] = {}
         self._elsewhere: dict[tuple[str, str | None], PollData] = {}
         self.has_new_domain = asyncio.Event()
@@ -163,7 +160,7 @@ class PollDesk:
         line = self._lines.get(request.queue)
         first = line is None
         if line is None:
-            line = self._lines[request.queue] = _Line(request.queue)
+            line = self._lines[request.queue] = Line(request.queue)
         try:
             if first:
                 polled = await self._look(request, line)
@@ -263,12 +260,12 @@ class PollDesk:
         self._deadlines.close()
 
     async def _stand(
-        self, request: "_Request", line: "_Line", timeout_ms: int, *, front: bool
+        self, request: "_Request", line: Line, timeout_ms: int, *, front: bool
     ) -> Polled:
         """Wait in line for the turn, as often as it takes; look a last time when time is up."""
         if self._parked.value >= PARKED_MAX and not front:
             raise Overloaded(_TOO_MANY)
-        waiting = _Waiting(_deadline_ms(self._clock.monotonic_ms(), timeout_ms))
+        waiting = Waiting(deadline_ms_of(self._clock.monotonic_ms(), timeout_ms))
         self._parked.inc()
         try:
             while True:
@@ -284,16 +281,16 @@ class PollDesk:
             waiting.over = True
             self._parked.inc(-1)
 
-    def _visit(self, queue: str) -> "_Line":
+    def _visit(self, queue: str) -> Line:
         """The line of a queue, to be kept until `_leave`."""
         line = self._lines.get(queue)
         if line is None:
-            line = self._lines[queue] = _Line(queue)
+            line = self._lines[queue] = Line(queue)
             line.news = True
         line.visitors += 1
         return line
 
-    def _leave(self, line: "_Line") -> None:
+    def _leave(self, line: Line) -> None:
         line.visitors -= 1
         if line.news and not line.taken:
             # Nobody has looked since; whoever came meanwhile relies on it.
@@ -302,7 +299,7 @@ class PollDesk:
 
     async def _look_around(
         self,
-        visited: "Sequence[tuple[_Request, _Line]]",
+        visited: "Sequence[tuple[_Request, Line]]",
         found: list[Polled],
         count: int,
         timeout_ms: int,
@@ -310,9 +307,9 @@ class PollDesk:
         """Look into all lines that have news, wait in all of them for more; add what there is to
         `found`."""
         connected = visited[0][0].connected
-        waiting = _Waiting(_deadline_ms(self._clock.monotonic_ms(), timeout_ms))
+        waiting = Waiting(deadline_ms_of(self._clock.monotonic_ms(), timeout_ms))
         part = -(-count // len(visited))
-        turn: _Line | None = None
+        turn: Line | None = None
         is_last = timeout_ms <= 0
         try:
             while True:
@@ -348,7 +345,7 @@ class PollDesk:
             if turn is not None:
                 turn.pass_on()
 
-    async def _wait_in_all(self, waiting: "_Waiting", lines: "Sequence[_Line]") -> "_Line | None":
+    async def _wait_in_all(self, waiting: Waiting, lines: Sequence[Line]) -> Line | None:
         """The line whose turn it is now; None when time is up or the desk closes."""
         if waiting.over or self._closed:
             return None
@@ -372,7 +369,7 @@ class PollDesk:
             for line in lines:
                 line.polls.pop(waiting, None)
 
-    async def _wait(self, waiting: "_Waiting", line: "_Line", *, front: bool) -> bool:
+    async def _wait(self, waiting: Waiting, line: Line, *, front: bool) -> bool:
         """True with the line's turn, False when time is up or the desk closes."""
         if waiting.over or self._closed:
             return False
@@ -389,7 +386,7 @@ class PollDesk:
         finally:
             line.polls.pop(waiting, None)
 
-    async def _look(self, request: "_Request", line: "_Line") -> Polled:
+    async def _look(self, request: "_Request", line: Line) -> Polled:
         """With the turn: take what is there, then pass the turn on if there is more."""
         again_ms: int | None = 0
         polled = Polled(line.queue)
@@ -397,7 +394,7 @@ class PollDesk:
             while request.connected():
                 line.begin()
                 again_ms = await self._take(request, polled)
-                if polled.bodies or not (line.news or _has_come(again_ms, self._clock.now_ms())):
+                if polled.bodies or not (line.news or has_come(again_ms, self._clock.now_ms())):
                     break
             return polled
         except BaseException:
@@ -406,7 +403,7 @@ class PollDesk:
         finally:
             line.taken = False
             now_ms = self._clock.now_ms()
-            if line.news or _has_come(again_ms, now_ms):
+            if line.news or has_come(again_ms, now_ms):
                 line.next()
             elif again_ms is not None:
                 line.retry_at(again_ms, now_ms)
@@ -425,7 +422,7 @@ class PollDesk:
             except Unavailable as fault:
                 # Without the queues workers wait, as they do while there is no work.
                 log.debug("a poll looked in vain", queue=queue, error=fault.message)
-                return now_ms + _RETRY_MS_MAX
+                return now_ms + RETRY_MS_MAX
             try:
                 if self._fragments is not None:
                     await self._fetch_fragments(popped.items, task_type)
@@ -501,7 +498,7 @@ class PollDesk:
         else:
             line.retry_at(at_ms, now_ms)
 
-    def _forget(self, line: "_Line") -> None:
+    def _forget(self, line: Line) -> None:
         if line.is_unused and self._lines.get(line.queue) is line:
             line.close()
             del self._lines[line.queue]
@@ -549,150 +546,7 @@ class _Request:
                 raise InvalidRequest("workerid is no valid text") from None
 
 
-class _Waiting:
-    """One parked poll."""
-
-    __slots__ = ("deadline_ms", "line", "listed", "over", "turn")
-
-    def __init__(self, deadline_ms: int) -> None:
-        self.deadline_ms = deadline_ms
-        self.listed = False
-        self.over = False
-        """Answered, or its time is up."""
-        self.turn: asyncio.Future[bool]
-        self.line: _Line | None = None
-        """The line that gave it the turn."""
-
-
-class _Line:
-    """The polls that wait for one queue. It exists while it has any."""
-
-    __slots__ = ("_retry", "_retry_ms", "news", "polls", "queue", "taken", "visitors")
-
-    def __init__(self, queue: str) -> None:
-        self.queue = queue
-        self.polls: OrderedDict[_Waiting, None] = OrderedDict()
-        self.taken = False
-        """A poll has the turn: it looks into the queue, or is about to."""
-        self.news = False
-        """A wake came since the last look began, and nobody was there to take the turn."""
-        self.visitors = 0
-        """Polls of several types that come back to this line."""
-        self._retry: asyncio.TimerHandle | None = None
-        self._retry_ms = 0
-
-    def enter(self, waiting: _Waiting, *, front: bool) -> None:
-        self.polls[waiting] = None
-        if front:
-            self.polls.move_to_end(waiting, last=False)
-
-    def begin(self) -> None:
-        """Whoever has the turn looks into the queue now."""
-        self.taken, self.news = True, False
-
-    def next(self) -> None:
-        """Give the turn to the first poll that still waits."""
-        while self.polls:
-            waiting, _ = self.polls.popitem(last=False)
-            if not waiting.turn.done():
-                self.taken = True
-                waiting.line = self
-                waiting.turn.set_result(True)
-                return
-        self.news = True
-
-    def pass_on(self) -> None:
-        """Whoever has the turn cannot use it."""
-        self.taken = False
-        self.next()
-
-    @property
-    def is_unused(self) -> bool:
-        return not (self.taken or self.polls or self.visitors)
-
-    def retry_at(self, at_ms: int, now_ms: int) -> None:
-        """Give somebody the turn at `at_ms`, if not before."""
-        at_ms = min(at_ms, now_ms + _RETRY_MS_MAX)
-        if self._retry is not None:
-            if self._retry_ms <= at_ms:
-                return
-            self._retry.cancel()
-        self._retry_ms = at_ms
-        loop = asyncio.get_running_loop()
-        self._retry = loop.call_later((at_ms - now_ms) / 1000, self._retry_now)
-
-    def _retry_now(self) -> None:
-        self._retry = None
-        if self.taken:
-            self.news = True
-        else:
-            self.next()
-
-    def close(self) -> None:
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
-        for waiting in self.polls:
-            if not waiting.turn.done():
-                waiting.turn.set_result(False)
-
-
-class _Deadlines:
-    """When parked polls have waited long enough: one heap and one timer for all."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._heap: list[tuple[int, int, _Waiting]] = []
-        self._arrivals = count_from()
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_ms = 0
-
-    def add(self, waiting: _Waiting) -> None:
-        if waiting.listed:
-            return
-        waiting.listed = True
-        heappush(self._heap, (waiting.deadline_ms, next(self._arrivals), waiting))
-        if self._timer is None or waiting.deadline_ms < self._timer_ms:
-            self._arm(waiting.deadline_ms)
-
-    def _arm(self, at_ms: int) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_ms = at_ms
-        delay_ms = max(at_ms - self._clock.monotonic_ms(), 0)
-        self._timer = asyncio.get_running_loop().call_later(delay_ms / 1000, self._ring)
-
-    def _ring(self) -> None:
-        self._timer = None
-        now_ms = self._clock.monotonic_ms()
-        heap = self._heap
-        while heap and (heap[0][0] <= now_ms or heap[0][2].over):
-            waiting = heappop(heap)[2]
-            waiting.over = True
-            if not waiting.turn.done():
-                waiting.turn.set_result(False)
-        if heap:
-            self._arm(heap[0][0])
-
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None
-        self._heap.clear()
-
-
 def check_timeout(timeout_ms: int) -> None:
     """InvalidRequest: no poll may last that long."""
     if timeout_ms > TIMEOUT_MS_MAX:
         raise InvalidRequest("Long Poll Timeout value cannot be more than 5 seconds")
-
-
-def _deadline_ms(now_ms: int, timeout_ms: int) -> int:
-    """Up to 3 % late, so that the deadlines of many idle polls fall together: a wake-up of an idle
-    process costs more than what it does then."""
-    grid_ms = 1 << (timeout_ms >> 5).bit_length() >> 1
-    return -(-(now_ms + timeout_ms) // grid_ms) * grid_ms if grid_ms else now_ms + timeout_ms
-
-
-def _has_come(at_ms: int | None, now_ms: int) -> bool:
-    return at_ms is not None and at_ms <= now_ms
