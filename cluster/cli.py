@@ -102,7 +102,7 @@ def schema_command(name: Literal["apply", "status", "diff"], summary: str) -> No
         # What the driver logs on the way, the error says too.
         set_up_logs(node_id=settings.node_id, level="warning")
         logging.getLogger("cassandra").setLevel(logging.CRITICAL)
-        from cluster.node.app import schema as act_on_schema
+        from cluster.node.ground import schema as act_on_schema
 
         try:
             lines = act_on_schema(settings, name)

@@ -1,4 +1,4 @@
-"""Puts a node together and runs it: the only place that names an implementation of a port."""
+"""Puts a node together and runs it."""
 
 import asyncio
 import gc
@@ -9,15 +9,14 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import uvloop
 from aiohttp import web
 
 from cluster import __version__
 from cluster.clock import Clock, Random, SystemClock, SystemRandom
-from cluster.errors import ClusterError, Fenced, InvalidRequest
+from cluster.errors import ClusterError, Fenced
 from cluster.logs import get_log
 from cluster.metrics import MEMBER_STATES, Metrics
 from cluster.node import wire
@@ -34,10 +33,10 @@ from cluster.node.api import (
     workflow,
 )
 from cluster.node.api.services import Services
-from cluster.node.data_folder import held
 from cluster.node.elsewhere import Elsewhere
 from cluster.node.executors.scripts import ScriptPool, check_javascript
 from cluster.node.fragments import StoredFragments
+from cluster.node.ground import open_ground
 from cluster.node.hand_outs import HandOuts
 from cluster.node.incarnation import Front, Home, Incarnation
 from cluster.node.jobs import BulkJobs
@@ -58,20 +57,8 @@ from cluster.sharding.plans import Plans
 from cluster.sharding.routes import Routes
 from cluster.sharding.takeover import restart
 from cluster.store.lease_ports import Leases, Member, Membership
-from cluster.store.memory import open_memory
-from cluster.store.memory.leases import MemoryLeases, MemoryMembership
-from cluster.store.memory.queues import MemoryTaskQueues
 from cluster.store.ports import LogId, Stores
 from cluster.store.queue_ports import QueueItem, Queues, task_type_of
-from cluster.store.sql import open_sqlite
-from cluster.urls import (
-    CassandraUrl,
-    MemoryUrl,
-    SqliteUrl,
-    parse_replication,
-    parse_store_url,
-    without_password,
-)
 
 log = get_log(__name__)
 
@@ -117,7 +104,7 @@ async def running(
     # First the port: who cannot have it must not touch the stores.
     with _listen(settings.host, settings.port, is_shared=settings.processes > 1) as listening:
         async with AsyncExitStack() as stack:
-            ground = await stack.enter_async_context(_ground(settings, clock, random))
+            ground = await stack.enter_async_context(open_ground(settings, clock, random))
             node = Node(
                 settings,
                 ground.stores,
@@ -159,96 +146,6 @@ def _listen(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
     except OSError as error:
         reason = os.strerror(error.errno).lower() if error.errno else str(error)
         raise OSError(f"cannot listen on {host}:{port}: {reason}") from error
-
-
-class _Ground(NamedTuple):
-    """What a node stands on."""
-
-    stores: Stores
-    queues: Queues
-    leases: Leases
-    membership: Membership
-    is_alone: bool
-
-
-@asynccontextmanager
-async def _ground(settings: Settings, clock: Clock, random: Random) -> AsyncIterator[_Ground]:
-    """The ports that `store_url` and `queue_url` name."""
-    async with AsyncExitStack() as stack:
-        stores = await stack.enter_async_context(open_stores(settings, clock, random))
-        if settings.is_alone:
-            leases, membership = MemoryLeases(), MemoryMembership(clock)
-            yield _Ground(stores, MemoryTaskQueues(), leases, membership, is_alone=True)
-            return
-        # Late: a node that is alone need not have the driver.
-        from cluster.store.redis import open_redis
-
-        stack.enter_context(held(Path(settings.data_dir), settings.node_id))
-        redis = await stack.enter_async_context(
-            open_redis(
-                settings.queue_url,
-                shard_count=settings.shard_count,
-                clock=clock,
-                random=random,
-                partitions=settings.queue_partitions,
-            )
-        )
-        yield _Ground(stores, redis.queues, redis.leases, redis.membership, is_alone=False)
-
-
-@asynccontextmanager
-async def open_stores(settings: Settings, clock: Clock, random: Random) -> AsyncIterator[Stores]:
-    """The stores that `store_url` names."""
-    match parse_store_url(settings.store_url):
-        case SqliteUrl(path):
-            async with open_sqlite(Path(path), shard_count=settings.shard_count) as stores:
-                yield stores
-        case MemoryUrl():
-            stores = open_memory(shard_count=settings.shard_count)
-            await stores.shards.create(settings.shard_count)
-            yield stores
-        case CassandraUrl() as url:
-            # Late: the driver takes its time to load.
-            from cluster.store.cassandra import Consistency, open_cassandra
-
-            async with open_cassandra(
-                url,
-                shard_count=settings.shard_count,
-                clock=clock,
-                random=random,
-                consistency=Consistency(
-                    settings.cassandra_consistency, settings.cassandra_serial_consistency
-                ),
-            ) as stores:
-                yield stores
-
-
-def schema(settings: Settings, action: Literal["apply", "status", "diff"]) -> list[str]:
-    """What was done with the tables of a cluster, or is to be said of them, a line each.
-
-    ClusterError: it cannot be done.
-    """
-    from cluster.store.cassandra import Consistency, connected
-    from cluster.store.cassandra import schema as tables
-
-    url = parse_store_url(settings.store_url)
-    if not isinstance(url, CassandraUrl):
-        raise InvalidRequest(
-            f"store_url is {without_password(settings.store_url)}: only Cassandra has a schema to"
-            " look after (--store cassandra://h1,h2/keyspace)"
-        )
-    replication = parse_replication(settings.cassandra_replication)
-    consistency = Consistency(settings.cassandra_consistency, settings.cassandra_serial_consistency)
-
-    async def act() -> list[str]:
-        async with connected(url, consistency) as session:
-            if action == "apply":
-                return await tables.apply(session, url.keyspace, replication)
-            if action == "status":
-                return await tables.status(session, url.keyspace)
-            return await tables.diff(session, url.keyspace)
-
-    return asyncio.run(act())
 
 
 class Node:

@@ -20,7 +20,7 @@ FOR_ALL_BUT_ENGINE = (
     "cluster.urls",
 )
 # The only module that names an implementation of a port.
-ASSEMBLY = "cluster.node.app"
+ASSEMBLY = "cluster.node.ground"
 
 NOT_IN_ENGINE = {
     "aiohttp", "asyncio", "cassandra", "concurrent", "http", "io", "jq", "logging",
@@ -146,6 +146,7 @@ def test_a_module_keeps_the_rules(path: Path) -> None:
         ("cluster.sharding.shard", "def f():\n    from cluster.store.sql.log import SqlLog"),
         ("cluster.sharding.shard", "from cluster.node import wire"),
         ("cluster.node.router", "from cluster.store import memory"),
+        ("cluster.node.app", "from cluster.store.sql import open_sqlite"),
         ("cluster.node.router", "import cluster.cli"),
         ("cluster.node.router", "from time import monotonic"),
         ("cluster.node.router", "import os\nos.environ['X']"),
@@ -166,7 +167,7 @@ def test_the_rules_bite(module: str, source: str) -> None:
         ("cluster.store.sql.log", "from cluster.store.ports import LogStore\nimport sqlite3"),
         ("cluster.store.sql.log", "from .connection import Connection"),
         ("cluster.sharding.shard", "from cluster.engine.decider import decide\nimport asyncio"),
-        ("cluster.node.app", "from cluster.store.sql.log import SqlLog"),
+        ("cluster.node.ground", "from cluster.store.sql.log import SqlLog"),
         ("cluster.cli", "from cluster import __version__\nfrom cluster.node.app import serve"),
         ("cluster.__main__", "from cluster.cli import main"),
     ],

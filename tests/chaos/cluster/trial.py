@@ -13,7 +13,7 @@ import aiohttp
 
 from cluster.clock import SystemClock, SystemRandom
 from cluster.ids import WorkflowId
-from cluster.node.app import open_stores
+from cluster.node.ground import open_stores
 from cluster.settings import Settings
 from tests.chaos.cluster.nodes import SHARD_COUNT, Cluster
 from tests.chaos.definitions import KINDS
