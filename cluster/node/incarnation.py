@@ -275,6 +275,7 @@ class Incarnation:
         if self.lost is not None:
             return
         shards = [row.shard for row in rows]
+        self._dispatcher.forget_unheard()
         self.shards.serve({row.shard: row.epoch for row in rows})
         self._timers.serve(shards)
         self.recover(shards)
@@ -286,6 +287,7 @@ class Incarnation:
         self._timers.give_up(shards, self.shards.is_served)
         self._unrecovered.difference_update(shards)
         await self.finish()
+        self._dispatcher.forget_unheard()
         await self.residents.forget(shards)
         self.keys.forget_unless(self.shards.is_served)
 

@@ -106,6 +106,8 @@ class Dispatcher:
         self._mail: Mail
         self._waiting: list[Sent | asyncio.Future[None]] = []
         self._under_way: Counter[WorkflowId] = Counter()
+        self._unheard: set[WorkflowId] = set()
+        """Whose answers came when their shard had been given up."""
         self._continuing: set[WorkflowId] = set()
         """Who is about to go on: every event of a workflow with a continuation asks for that."""
         self._news: asyncio.Event = asyncio.Event()
@@ -149,7 +151,11 @@ class Dispatcher:
 
     def is_under_way(self, workflow_id: WorkflowId) -> bool:
         """Whether an effect of this workflow is being carried out whose answer is still to come."""
-        return workflow_id in self._under_way
+        return workflow_id in self._under_way or workflow_id in self._unheard
+
+    def forget_unheard(self) -> None:
+        """What was given up has been written down, with the mark that its next owner needs."""
+        self._unheard.clear()
 
     async def run(self) -> None:
         """Carry effects out until cancelled."""
@@ -217,7 +223,9 @@ class Dispatcher:
                     return
                 except ClusterError as failure:
                     if not self.shards.is_served(workflow_id):
-                        return  # Its next owner asks for it again.
+                        # Its next owner asks for it again, if the checkpoint tells it to.
+                        self._unheard.add(workflow_id)
+                        return
                     log.warning("an effect failed", workflow_id=workflow_id, error=failure.message)
                     if pause_ms is None or not failure.retryable:
                         return
