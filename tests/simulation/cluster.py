@@ -66,8 +66,8 @@ class SimulatedNode:
             try:
                 async with self.node.living():
                     self.is_up = True
-                    await self.node.until(self.is_stopping)
-                    await self.node.hand_over()
+                    await self.node.succession.until(self.is_stopping)
+                    await self.node.succession.hand_over()
                 return
             except* ClusterError:
                 # As a supervisor does: start it again.

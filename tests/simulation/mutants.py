@@ -35,9 +35,11 @@ class Verdict:
     seconds: float
     noticed: str
     """The first thing that was found, or nothing."""
+    fault: str = ""
+    """Why it could not be tried."""
 
     def line(self) -> str:
-        end = f"caught by {self.noticed}" if self.noticed else "SURVIVES"
+        end = f"caught by {self.noticed}" if self.noticed else self.fault or "SURVIVES"
         return f"{self.name:34} {self.seeds:5} seeds {self.seconds:6.0f} s  {end}"
 
 
@@ -77,7 +79,7 @@ def _verdict_on(name: str, seeds: int) -> Verdict:
     began_s = time.monotonic()
     with mutated(MUTANTS / f"{name}.patch") as tree:
         simulation = subprocess.run(
-            [*_SIMULATE, "--schedules", "3", "--seeds", f"0:{seeds}"],
+            [*_SIMULATE, "--schedules", "8", "--seeds", f"0:{seeds}"],
             cwd=tree,
             capture_output=True,
             text=True,
@@ -85,11 +87,13 @@ def _verdict_on(name: str, seeds: int) -> Verdict:
         )
     found = re.search(r"^--seeds (.*) FAILED.*\n +(.*)", simulation.stdout, re.MULTILINE)
     runs = re.search(r"^(\d+) seeds in", simulation.stdout, re.MULTILINE)
+    fault = "" if runs else f"NOT TRIED {simulation.stderr.strip().splitlines()[-1:]}"
     return Verdict(
         name,
         int(runs[1]) if runs else 0,
         time.monotonic() - began_s,
         f"{found[1]}: {found[2][:110]}" if found else "",
+        fault,
     )
 
 

@@ -1,6 +1,6 @@
 """The schedules of design section 12, each of them made to happen; chance decides the rest."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from itertools import cycle
 
@@ -34,9 +34,15 @@ class Stage:
         """kill -9, and a new start."""
         if name in self.cluster.nodes:
             self.cluster.crash(name)
-            self.faults.until(back_after_s, lambda: self._start(name))
+            self.faults.until(back_after_s, lambda: self.start(name))
 
-    def _start(self, name: str) -> None:
+    def stop(self, name: str) -> None:
+        """SIGTERM."""
+        if name in self.cluster.nodes:
+            self.cluster.stop(name)
+
+    def start(self, name: str) -> None:
+        """Begin a process, if there is none."""
         if name not in self.cluster.nodes:
             self.cluster.start(name)
 
@@ -61,6 +67,10 @@ class Schedule:
     must_happen: tuple[str, ...]
     before: Callable[[Cluster], None] = lambda _: None
     """Done before the first node starts."""
+
+    def has_come_about(self, happened: Container[str]) -> bool:
+        """Whether what it is about did happen."""
+        return all(what in happened for what in self.must_happen)
 
 
 def _double_takeover(stage: Stage) -> None:
@@ -93,6 +103,16 @@ def _there_and_back(stage: Stage) -> None:
     stage.cluster.store.service.script = script
     for seconds in (2.0, 10.0, 18.0):
         stage.at(seconds, lambda: stage.pause(next(names), 8.0))
+
+
+def _moved_there_and_back(stage: Stage) -> None:
+    """Shards are moved to a node and moved back, to the logs they came from; then those that have
+    them die, and both times that a shard was theirs stand in one log."""
+    stage.at(1.0, lambda: stage.stop("n3"))
+    stage.at(4.0, lambda: stage.start("n3"))
+    stage.at(11.5, lambda: stage.stop("n3"))
+    stage.at(14.0, lambda: stage.crash("n1", back_after_s=1.0))
+    stage.at(15.0, lambda: stage.crash("n2", back_after_s=1.0))
 
 
 def _truncation_during_a_seal(stage: Stage) -> None:
@@ -170,6 +190,9 @@ _LOST = "log: lost by a living process"
 SCHEDULES = {
     "double takeover": Schedule(_double_takeover, (_TAKEN, _LOST, "store: late")),
     "there and back": Schedule(_there_and_back, (_TAKEN, _LOST, "store: late")),
+    "moved there and back": Schedule(
+        _moved_there_and_back, ("takeover: of nobody's shard", "takeover: by the same node")
+    ),
     "truncation during a seal": Schedule(_truncation_during_a_seal, (_TAKEN, "log: truncated")),
     "awake after removal": Schedule(_awake_after_removal, (_TAKEN, _LOST, "log: deleted")),
     "unknown outcomes": Schedule(_unknown_outcomes, (_TAKEN, "store: answer lost", "store: late")),
@@ -181,9 +204,3 @@ SCHEDULES = {
         _clocks_ten_minutes_apart, ("takeover: by the same node",), before=_clocks_apart
     ),
 }
-
-
-def missing(schedule: Schedule, counts: Iterable[str]) -> list[str]:
-    """What should have happened and did not."""
-    happened = set(counts)
-    return [what for what in schedule.must_happen if what not in happened]
