@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import sys
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Literal
@@ -16,9 +15,7 @@ from aiohttp import web
 
 from cluster import __version__
 from cluster.clock import Clock, Random, SystemClock, SystemRandom
-from cluster.errors import ClusterError, Fenced
-from cluster.logs import get_log
-from cluster.metrics import MEMBER_STATES, Metrics
+from cluster.metrics import Metrics
 from cluster.node import wire
 from cluster.node.api import (
     bulk,
@@ -36,9 +33,10 @@ from cluster.node.api.services import Services
 from cluster.node.elsewhere import Elsewhere
 from cluster.node.executors.scripts import ScriptPool, check_javascript
 from cluster.node.fragments import StoredFragments
+from cluster.node.gauges import Gauges
 from cluster.node.ground import open_ground
 from cluster.node.hand_outs import HandOuts
-from cluster.node.incarnation import Front, Home, Incarnation
+from cluster.node.incarnation import Front, Home
 from cluster.node.jobs import BulkJobs
 from cluster.node.limits import TaskLimits
 from cluster.node.link import Links, WebSocketLinks
@@ -50,23 +48,16 @@ from cluster.node.overview import Overview
 from cluster.node.poll import PollDesk
 from cluster.node.poll_book import PollBook
 from cluster.node.router import Router
-from cluster.node.summaries import describe_replayed
+from cluster.node.succession import Succession
 from cluster.settings import Settings
 from cluster.sharding.membership import Presence
 from cluster.sharding.plans import Plans
 from cluster.sharding.routes import Routes
-from cluster.sharding.takeover import restart
 from cluster.store.lease_ports import Leases, Member, Membership
 from cluster.store.ports import LogId, Stores
-from cluster.store.queue_ports import QueueItem, Queues, task_type_of
+from cluster.store.queue_ports import QueueItem, Queues
 
-log = get_log(__name__)
-
-_LAG_EVERY_S = 0.1
-_LAST_WRITES_S = 30
 _LAST_LINKS_S = 1
-_PAUSE_S = 1
-"""Before a new log is tried again."""
 _BACKLOG = 1024
 # A transition leaves few cycles behind; with the defaults of Python the collector ran for a tenth
 # of the time through executions that were all alive.
@@ -92,7 +83,7 @@ async def _serve(settings: Settings) -> None:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
-        await node.until(stop)
+        await node.succession.until(stop)
 
 
 @asynccontextmanager
@@ -171,36 +162,22 @@ class Node:
         `holds_folder`: no other process of this node is there, so its logs are nobody's.
         `links` to other nodes: websockets if they are not given."""
         self._settings = settings
-        self._stores = stores
-        self._queues = queues
-        self._leases = leases
         self._is_alone = is_alone
-        self._holds_folder = holds_folder
-        self._clock = clock
-        self._random = random
         self._began_ms = clock.now_ms()
-        self._past: set[LogId] = set()
-        """The logs that this process has had."""
         self.metrics = Metrics()
-        self.lost: Fenced | None = None
-        """Why this process cannot go on."""
         self.url = ""
         self.link = ""
         """Where other nodes reach this one: `host:port`."""
         self.home = Home()
-        self._routes = Routes(stores.shards, membership)
+        routes = Routes(stores.shards, membership)
         self.presence = Presence(
             membership,
-            self._routes,
+            routes,
             self._member,
             clock=clock,
             heartbeat_ms=settings.heartbeat_ms,
             ttl_ms=settings.lease_ttl_ms,
         )
-        self._is_closing = False
-        self._draining: asyncio.Future[None] | None = None
-        self._stopped = asyncio.Event()
-
         self._metadata = Metadata(
             stores.metadata,
             clock,
@@ -220,7 +197,7 @@ class Node:
         )
         self._router = Router(
             self.home,
-            None if is_alone else Elsewhere(self._routes, self._links, node_id=settings.node_id),
+            None if is_alone else Elsewhere(routes, self._links, node_id=settings.node_id),
             metadata=self._metadata,
             plans=plans,
             open_set=stores.open_set,
@@ -234,7 +211,7 @@ class Node:
         self._hand_outs = HandOuts(
             queues, submit=self._router.submit, clock=clock, metrics=self.metrics
         )
-        self._desk = PollDesk(
+        desk = PollDesk(
             queues=queues,
             owner=self._router,
             clock=clock,
@@ -245,13 +222,13 @@ class Node:
             fragments=None if is_alone else StoredFragments(items, plans, self._limits),
             counts_holds=False,
         )
-        self._poll_book = PollBook(self._desk, stores.records, clock, is_shared=not is_alone)
-        self._front = Front(
+        self._poll_book = PollBook(desk, stores.records, clock, is_shared=not is_alone)
+        front = Front(
             settings=settings,
             stores=stores,
             queues=queues,
             leases=leases,
-            routes=self._routes,
+            routes=routes,
             presence=self.presence,
             metadata=self._metadata,
             limits=self._limits,
@@ -262,21 +239,29 @@ class Node:
                 self._router,
                 input_bytes_max=settings.workflow_payload_bytes_max,
             ),
-            desk=self._desk,
+            desk=desk,
             items=items,
             clock=clock,
             metrics=self.metrics,
         )
+        self.succession = Succession(
+            self.home,
+            front,
+            self._poll_book,
+            is_alone=is_alone,
+            holds_folder=holds_folder,
+            random=random,
+        )
         self._edge = Edge(self.metrics, body_bytes_max=settings.body_bytes_max)
-        self._router.drains_by(self.drain)
+        self._router.drains_by(self.succession.drain)
         overview = Overview(
             stores.shards,
-            self._routes,
+            routes,
             self._router,
             clock,
             own=self._member,
             own_address=lambda: self.url.removeprefix("http://"),
-            drain=self.drain,
+            drain=self.succession.drain,
         )
         self._jobs = BulkJobs(
             records=stores.records,
@@ -288,11 +273,22 @@ class Node:
             node_id=settings.node_id,
             members=lambda: [member.node_id for member in self.presence.members.values()],
         )
+        self._gauges = Gauges(
+            self.metrics,
+            self.home,
+            self.presence,
+            queues,
+            clock,
+            shard_count=settings.shard_count,
+            is_alone=is_alone,
+            is_ready=self._is_ready,
+            own=self._member,
+        )
         self.services = Services(
             router=self._router,
             metadata=self._metadata,
             limits=self._limits,
-            desk=self._desk,
+            desk=desk,
             jobs=self._jobs,
             queues=queues,
             search=stores.search,
@@ -303,7 +299,7 @@ class Node:
             settings=settings,
             catch_up=self._router.catch_up,
             save_poll_data=self._poll_book.save,
-            measure=self._measure,
+            measure=self._gauges.measure,
             overview=overview,
             is_ready=self._is_ready,
         )
@@ -333,7 +329,7 @@ class Node:
             finally:
                 # Whoever comes is sent elsewhere, but served while the shards are handed over.
                 self._edge.closing = True
-                await self.hand_over()
+                await self.succession.hand_over()
                 await runner.cleanup()
 
     @asynccontextmanager
@@ -369,143 +365,33 @@ class Node:
         """Be a node without the HTTP front until the context is left. ClusterError as above."""
         await self._limits.load()
         await self._metadata.read_task_defs()
-        incarnation = await self._begin()
+        incarnation = await self.succession.begin()
         async with asyncio.TaskGroup() as group:
             loops = [
                 group.create_task(loop)
                 for loop in (
-                    self._live(incarnation),
+                    self.succession.live(incarnation),
                     self._hand_outs.run(),
                     self.presence.run(),
                     self._router.run(),
                     self._metadata.run(),
                     self._poll_book.run(),
                     self._jobs.run(),
-                    self._watch_lag(),
+                    self._gauges.watch_lag(),
                 )
             ]
             try:
                 yield
             finally:
-                await self._finish()
+                await self.succession.finish()
                 for loop in loops:
                     loop.cancel()
-
-    async def until(self, stop: asyncio.Event) -> None:
-        """Wait for `stop`. Fenced: the log was lost, this process may not go on."""
-        waits = [asyncio.ensure_future(event.wait()) for event in (stop, self._stopped)]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-        if self.lost is not None:
-            raise self.lost
-
-    async def _begin(self) -> Incarnation:
-        """Open a log of this node's own, and take over what its earlier logs held."""
-        own = LogId(f"{self._settings.node_id}/{self._random.bits(64):016x}")
-        rows = await restart(
-            self._stores,
-            own,
-            is_predecessor=self._is_predecessor,
-            takes_unowned=self._is_alone,
-            describe=describe_replayed,
-            clock=self._clock,
-        )
-        incarnation = Incarnation(own, self._front, on_lost=self._lose)
-        incarnation.serve(rows)
-        if self._is_closing:
-            incarnation.controller.drain()
-        self._past.add(own)
-        self.home.incarnation = incarnation
-        return incarnation
-
-    def _is_predecessor(self, earlier: LogId) -> bool:
-        """Whether nobody writes that log any more: this process did, or none but this one can."""
-        if self._is_alone or earlier in self._past:
-            return True
-        # Only when the process begins: two that are called the same by mistake would go on
-        # sealing each other's logs for ever.
-        is_first = not self._past
-        return is_first and self._holds_folder and earlier.startswith(f"{self._settings.node_id}/")
-
-    async def _live(self, incarnation: Incarnation) -> None:
-        """Be one incarnation after the other; alone, the first one that is lost is the last."""
-        while True:
-            await incarnation.run()
-            if self._is_alone:
-                # Somebody wrote here in spite of the lock: there is nothing to go on with.
-                self.lost = incarnation.lost
-                self._stopped.set()
-                return
-            incarnation = await self._begin_again()
-
-    async def _begin_again(self) -> Incarnation:
-        while True:
-            try:
-                return await self._begin()
-            except ClusterError as failure:
-                log.warning("no new log can be opened yet", error=failure.message)
-                await asyncio.sleep(_PAUSE_S)
-
-    def _lose(self, lost: Fenced) -> None:
-        log.error("the commit log is lost", error=lost.message)
-        self.metrics.lease_lost.of().inc()
-        self.home.incarnation = None
-
-    async def hand_over(self) -> None:
-        """Answer polls with nothing; in a cluster, have the other nodes take the shards, while
-        this one answers still."""
-        self._is_closing = True
-        self._desk.close()
-        incarnation = self.home.incarnation
-        if self._is_alone or incarnation is None:
-            return
-        await self.presence.beat()
-        # The others look for released shards often once they have heard of it.
-        await asyncio.sleep(self._settings.heartbeat_ms / 1000)
-        incarnation.controller.drain()
-        try:
-            async with asyncio.timeout(self._settings.drain_timeout_ms / 1000):
-                await incarnation.until_empty()
-        except TimeoutError:
-            log.warning("not all shards were handed over, the others take them over")
-
-    async def drain(self) -> None:
-        """Begin to hand the shards over; the process stays, and takes no new ones."""
-        if not self._is_closing:
-            self._is_closing = True
-            self._draining = asyncio.ensure_future(self.hand_over())
-
-    async def _leave(self, incarnation: Incarnation) -> None:
-        """Take this node's log and name out of the cluster, as far as nothing needs them."""
-        await self.presence.leave()
-        if incarnation.controller.is_empty.is_set():
-            await self._leases.drop(incarnation.own)
-            await self._stores.logs.seal(incarnation.own)
-            await self._stores.logs.delete(incarnation.own)
-
-    async def _finish(self) -> None:
-        """Write down what is committed."""
-        incarnation = self.home.incarnation
-        if self.lost is not None or incarnation is None:
-            return
-        try:
-            async with asyncio.timeout(_LAST_WRITES_S):
-                await incarnation.finish()
-                await self._poll_book.save()
-                if not self._is_alone:
-                    await self._leave(incarnation)
-        except (ClusterError, TimeoutError) as error:
-            # All of it is in the log: the next process replays it.
-            log.warning("stopped before the last checkpoint was written", error=str(error))
 
     # -- callbacks of the parts
 
     def _is_ready(self) -> bool:
         incarnation = self.home.incarnation
-        if incarnation is None or self._is_closing:
+        if incarnation is None or self.succession.is_closing:
             return False
         return incarnation.is_recovered and (
             self._is_alone or (self.presence.clock_is_right and incarnation.controller.has_looked)
@@ -515,7 +401,7 @@ class Node:
         """What the other nodes are told."""
         incarnation = self.home.incarnation
         state: Literal["joining", "serving", "draining"] = "serving"
-        if self._is_closing:
+        if self.succession.is_closing:
             state = "draining"
         elif incarnation is None or not self.presence.clock_is_right:
             state = "joining"
@@ -533,54 +419,3 @@ class Node:
         return wire.complete_payload(
             item.payload, secrets=self._settings.secrets, environment=self._settings.environment
         )
-
-    # -- background
-
-    async def _watch_lag(self) -> None:
-        loop, observe = asyncio.get_running_loop(), self.metrics.event_loop_lag.of().observe
-        while True:
-            due = loop.time() + _LAG_EVERY_S
-            await asyncio.sleep(_LAG_EVERY_S)
-            observe(max(0.0, loop.time() - due))
-
-    async def _measure(self) -> None:
-        """Set the gauges that nobody keeps up to date."""
-        await self._measure_queues()
-        metrics, incarnation = self.metrics, self.home.incarnation
-        metrics.node_ready.of().set(self._is_ready())
-        metrics.shard_count.of().set(self._settings.shard_count)
-        states: list[str] = [self._member().state]
-        if not self._is_alone:
-            states = [member.state for member in self.presence.members.values()]
-        for state in MEMBER_STATES:
-            metrics.cluster_members.of(state).set(states.count(state))
-        metrics.clock_offset.of().set(self.presence.clock_off_ms / 1000)
-        if incarnation is None:
-            metrics.shard_owned.of().set(0)
-            return
-        metrics.shard_owned.of().set(len(incarnation.shards.epochs))
-        metrics.lease_age.of().set(incarnation.lease.age_ms / 1000)
-        metrics.commit_log_pending_bytes.of().set(
-            incarnation.checkpoint.pending_bytes + incarnation.commit_log.pending_bytes
-        )
-
-    async def _measure_queues(self) -> None:
-        metrics, now_ms = self.metrics, self._clock.now_ms()
-        try:
-            sizes = await self._queues.sizes()
-        except ClusterError:
-            # The rest of the page is needed most when the queues are away.
-            sizes = {}
-        waiting: Counter[tuple[str, ...]] = Counter()
-        held: Counter[tuple[str, ...]] = Counter()
-        ages: dict[tuple[str, ...], float] = {}
-        for queue, size in sizes.items():
-            task_type = task_type_of(queue)
-            waiting[task_type, ""] += size.waiting
-            held[task_type, ""] += size.held
-            if size.oldest_due_ms is not None:
-                age = max(0.0, (now_ms - size.oldest_due_ms) / 1000)
-                ages[task_type,] = max(age, ages.get((task_type,), 0.0))
-        metrics.task_queue_depth.replace(waiting)
-        metrics.task_in_progress.replace(held)
-        metrics.oldest_pending_age.replace(ages)

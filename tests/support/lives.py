@@ -161,7 +161,7 @@ class Life:
 
     async def __aexit__(self, *_: object) -> None:
         self.death.come()
-        self.node.lost = Fenced("killed")
+        self.node.succession.lost = Fenced("killed")
         self._served.cancel()
         await asyncio.gather(self._served, return_exceptions=True)
 

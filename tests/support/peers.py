@@ -164,7 +164,7 @@ class Peer:
     async def bury(self) -> None:
         """Take away what is left of it after a `kill`."""
         self.kill()
-        self.node.lost = Fenced("killed")
+        self.node.succession.lost = Fenced("killed")
         self._served.cancel()
         await asyncio.gather(self._served, return_exceptions=True)
 
@@ -177,7 +177,7 @@ class Peer:
         async with self.node.living():
             self._up.set()
             await self._stop.wait()
-            await self.node.hand_over()
+            await self.node.succession.hand_over()
 
     @property
     def incarnation(self) -> Incarnation:

@@ -144,7 +144,7 @@ class Life:
         with socket.create_server(("127.0.0.1", 0)) as listening:
             async with self.node.serving(listening):
                 self._up.set()
-                await self.node.until(self._stop)
+                await self.node.succession.until(self._stop)
 
     def hold(self, name: str) -> None:
         """From now on this call of the stores hangs."""
@@ -161,7 +161,7 @@ class Life:
     async def kill(self) -> None:
         # No store hears of it any more, and then it is gone.
         self._death.come()
-        self.node.lost = Fenced("killed")
+        self.node.succession.lost = Fenced("killed")
         self.node.home.incarnation = None
         self._served.cancel()
         await asyncio.gather(self._served, return_exceptions=True)

@@ -353,7 +353,7 @@ def test_a_record_of_another_version_stops_nothing() -> None:
         with pytest.raises(NotFound):
             await jobs_of(life).get("0")
         await asyncio.sleep(100)
-        assert life.node.lost is None
+        assert life.node.succession.lost is None
 
     in_lives(first, second)
 
