@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from cluster.clock import Clock
 from cluster.engine.effects import Post, StartChild
@@ -14,6 +14,9 @@ from cluster.logs import get_log
 from cluster.sharding.shard import Shards
 
 log = get_log(__name__)
+
+_Key: TypeAlias = tuple[WorkflowId, str, int | None]
+"""Sender, target, and the epoch of the sender's shard."""
 
 _AT_ONCE = 256
 _PAUSE_MS = 100
@@ -54,35 +57,41 @@ class Mail:
         self._clock = clock
         self._spawn = spawn
         self._slots = asyncio.Semaphore(_AT_ONCE)
-        self._queues: dict[tuple[WorkflowId, str], deque[Post]] = {}
+        self._queues: dict[_Key, deque[Post]] = {}
 
     def send(self, sender: WorkflowId, order: Post) -> None:
         """Have an order delivered behind those of the same sender for the same target."""
-        key = sender, order.target
+        # Of another epoch: what an earlier one left under way ends without a word to the sender.
+        key = sender, order.target, self._shards.epoch_of(sender)
         queue = self._queues.get(key)
         if queue is None:
             self._queues[key] = deque((order,))
-            epoch = self._shards.epoch_of(sender)
-            self._spawn(sender, lambda: self._deliver_all(key, epoch))
+            self._spawn(sender, lambda: self._deliver_all(key))
         elif all(one.mark != order.mark for one in queue):
             queue.append(order)
 
-    async def _deliver_all(self, key: tuple[WorkflowId, str], epoch: int | None) -> None:
+    async def _deliver_all(self, key: _Key) -> None:
+        sender, _, epoch = key
         queue = self._queues[key]
         try:
             while queue:
-                await self._deliver(key[0], queue[0], epoch)
+                await self._deliver(sender, queue[0], epoch)
                 queue.popleft()
+        except (Fenced, NotOwner) as moved:
+            # The sender's next owner sends them again; what they started may have ended since.
+            log.info("orders are left to another owner", workflow_id=sender, why=moved.message)
         finally:
             del self._queues[key]
+
+    def _must_serve(self, sender: WorkflowId, epoch: int | None) -> None:
+        if epoch is None or self._shards.epoch_of(sender) != epoch:
+            raise NotOwner(f"The shard of {sender} has moved")
 
     async def _deliver(self, sender: WorkflowId, order: Post, epoch: int | None) -> None:
         pause_ms = _PAUSE_MS
         repeated = order.repeated
         while True:
-            if epoch is None or self._shards.epoch_of(sender) != epoch:
-                # The sender's next owner sends it again; what it started may have ended since.
-                raise NotOwner(f"The shard of {sender} has moved")
+            self._must_serve(sender, epoch)
             try:
                 async with self._slots:
                     delivered = await self._hand_over(sender, order, repeated=repeated)
@@ -98,10 +107,28 @@ class Mail:
                 repeated = repeated or not isinstance(failure, NotOwner | Unreached)
             await asyncio.sleep(pause_ms / 1000)
             pause_ms = min(2 * pause_ms, _PAUSE_MS_MAX)
-        try:
-            await self._shards.deliver(sender, delivered)
-        except NotFound:
-            pass  # Removed meanwhile.
+        await self._acknowledge(sender, delivered, epoch)
+
+    async def _acknowledge(
+        self, sender: WorkflowId, delivered: Delivered, epoch: int | None
+    ) -> None:
+        """Tell the sender, who stays open until it has heard of all its orders."""
+        pause_ms = _PAUSE_MS
+        while True:
+            self._must_serve(sender, epoch)
+            try:
+                await self._shards.deliver(sender, delivered)
+                return
+            except NotFound:
+                return  # Removed meanwhile.
+            except (Fenced, NotOwner):
+                raise
+            except ClusterError as failure:
+                if not failure.retryable:
+                    raise
+                log.info("a sender has not heard yet", workflow_id=sender, error=failure.message)
+            await asyncio.sleep(pause_ms / 1000)
+            pause_ms = min(2 * pause_ms, _PAUSE_MS_MAX)
 
     async def _hand_over(self, sender: WorkflowId, order: Post, *, repeated: bool) -> Delivered:
         at_ms = self._clock.now_ms()

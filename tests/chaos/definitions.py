@@ -53,12 +53,12 @@ def _out(ref: str) -> str:
     return f"${{{ref}.output.value}}"
 
 
-def _child(ref: str, name: str, value: str) -> Json:
+def _child(ref: str, name: str, value: str, **placement: str) -> Json:
     return {
         "name": ref,
         "taskReferenceName": ref,
         "type": "SUB_WORKFLOW",
-        "subWorkflowParam": {"name": name, "version": 1},
+        "subWorkflowParam": {"name": name, "version": 1, **placement},
         "inputParameters": {"intent": "${workflow.input.intent}", "value": value},
     }
 
@@ -169,6 +169,19 @@ KINDS: dict[str, Kind] = {
             [
                 worker("a"),
                 _child("child", "chaos_child", _out("a")),
+                worker("b", value=_out("child")),
+            ],
+            results=4,
+            completed="a child b",
+            output_parameters={"value": _out("b")},
+            output=lambda value: {"value": value + 4},
+        ),
+        _kind(
+            "spread",
+            0,
+            [
+                worker("a"),
+                _child("child", "chaos_child", _out("a"), placement="spread"),
                 worker("b", value=_out("child")),
             ],
             results=4,

@@ -159,7 +159,8 @@ def _set_up_logs(world: World) -> None:
 
     def keep(_: Any, level: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         if event.get("exc_info"):
-            world.on_error(f"logged: {event}")
+            error = traceback.format_exc() if event["exc_info"] is True else repr(event["exc_info"])
+            world.on_error(f"logged: {event['event']}: {error}")
         elif world.lines is not None:
             world.lines.append(f"{world.now:10.4f} log {level} {event}")
         raise structlog.DropEvent

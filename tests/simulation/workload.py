@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 TASK_TYPES = ("chaos_a", "chaos_b", "chaos_c", FAILS, FAILS_ONCE)
 _KINDS = [kind for kind in KINDS.values() if kind.is_started and kind.name != "chaos_limit"]
-_WEIGHTS = [kind.weight for kind in _KINDS]
+_WEIGHTS = [kind.weight or 3 for kind in _KINDS]
 
 
 class Workload:
