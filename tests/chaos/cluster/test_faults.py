@@ -143,4 +143,4 @@ async def test_a_node_is_added_and_another_is_drained(
 
 def assert_no_stall(run: Trial) -> None:
     # A move is several round trips in a row, each as slow as this machine is busy.
-    assert run.longest_s() < STALL_S + 3 * run.calm_s
+    assert run.longest_s() < STALL_S + 5 * run.calm_s
