@@ -96,10 +96,8 @@ class Mail:
                 async with self._slots:
                     delivered = await self._hand_over(sender, order, repeated=repeated)
                 break
-            except Fenced:
-                # This process serves no shard any more. Who does sends the order again.
-                raise
             except ClusterError as failure:
+                # Fenced too: it may be the target's owner that has lost its log, not this one.
                 if not failure.retryable:
                     raise
                 log.info("an order is repeated", workflow_id=sender, error=failure.message)
