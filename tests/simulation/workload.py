@@ -58,7 +58,8 @@ class Workload:
         for task_type in TASK_TYPES:
             for _ in range(2):
                 spawn(self._work(task_type))
-        spawn(self._read())
+        for _ in range(3):
+            spawn(self._read())
         spawn(self._operate())
 
     # -- producers
