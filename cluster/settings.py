@@ -116,6 +116,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_bytes: Annotated[
         int, about("Changed bytes that start a write-back before its time.", "bytes", ge=4096)
     ] = 8 * MIB
+    checkpoint_backlog_bytes: Annotated[
+        int,
+        about(
+            "Changed bytes that may wait to be written back; beyond that starts get 429.",
+            "bytes",
+            ge=1 * MIB,
+        ),
+    ] = 256 * MIB
     log_entry_bytes: Annotated[
         int, about("Size at which an entry of the commit log is closed.", "bytes", ge=4096)
     ] = 256 * 1024

@@ -183,6 +183,10 @@ class Incarnation:
             clock=clock,
             metrics=metrics,
             send=self._dispatcher.send,
+            has_room=lambda: (
+                self.checkpoint.pending_bytes + self.commit_log.pending_bytes
+                < settings.checkpoint_backlog_bytes
+            ),
         )
         self._dispatcher.shards = self.shards
         self._timers.fire = self.shards.deliver

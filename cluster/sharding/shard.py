@@ -19,7 +19,7 @@ from cluster.engine.plan import Plan
 from cluster.engine.rows import HEADER_ROW
 from cluster.engine.step import queue_name
 from cluster.engine.transitions import WorkflowStatus
-from cluster.errors import ClusterError, NotFound, NotOwner, Unavailable
+from cluster.errors import ClusterError, NotFound, NotOwner, Overloaded, Unavailable
 from cluster.ids import ShardId, WorkflowId, shard_of
 from cluster.logs import get_log
 from cluster.metrics import Metrics
@@ -77,9 +77,10 @@ class Shards:
         clock: Clock,
         metrics: Metrics,
         send: Callable[[list[Sent]], None],
+        has_room: Callable[[], bool],
     ) -> None:
         """`epochs` are the shards that are served and their epochs, kept up to date here for all
-        who look at it."""
+        who look at it. `has_room`: the stores keep up, so that new workflows may start."""
         self.epochs = epochs
         self._shard_count = shard_count
         self._authority = authority
@@ -89,6 +90,7 @@ class Shards:
         self._clock = clock
         self._metrics = metrics
         self._send = send
+        self._has_room = has_room
         self._decide = decisions.decide
         self._own = decisions.own
         self._child = decisions.child
@@ -99,7 +101,10 @@ class Shards:
     # -- what callers ask for
 
     async def start(self, new: NewWorkflow) -> int:
-        """Create a workflow and take its first steps; returns its entry when that is durable."""
+        """Create a workflow and take its first steps; returns its entry when that is durable.
+
+        Overloaded: too much waits for its write-back. Nothing was changed.
+        """
         return await self._answer(
             self._created(new), WorkflowStarted(new.header.create_ms), extra_rows=new.extra_rows
         )
@@ -112,6 +117,9 @@ class Shards:
 
     def _created(self, new: NewWorkflow) -> Execution:
         self._own(new.workflow_id)
+        if not self._has_room():
+            # Results are taken: they end workflows. What nobody has begun may wait outside.
+            raise Overloaded("Too much waits to be written to the store; try again later")
         execution = Execution(new.workflow_id, new.header, new.plan)
         execution.input = new.input
         variables = new.plan.definition.variables
