@@ -31,6 +31,9 @@ from tests.simulation.ledger import Json, Ledger, Report, Sight, Start
 Result = TypeVar("Result")
 
 TASK_TYPES = ("chaos_a", "chaos_b", "chaos_c", FAILS, FAILS_ONCE)
+_LATE_S = 16.0
+"""Longer than anybody waits for an answer."""
+
 _KINDS = [kind for kind in KINDS.values() if kind.is_started and kind.name != "chaos_limit"]
 _WEIGHTS = [kind.weight or 3 for kind in _KINDS]
 
@@ -150,6 +153,11 @@ class Workload:
             await self._command(run, "pause")
             await asyncio.sleep(self.random.uniform(0.0, 2.0))
             await self._command(run, "resume")
+        # A request to pause that nobody waited for any more may have come after the other.
+        await asyncio.sleep(_LATE_S)
+        for run, commands in list(self.ledger.commands.items()):
+            if any(name == "pause" for _, name in commands):
+                await self._command(run, "resume")
 
     async def _command(self, run: str, name: str) -> None:
         """Until it is done or does not fit any more."""
