@@ -68,7 +68,7 @@ chaos-cluster: setup services ## the faults of a cluster, longer and over a ring
 simulation: setup ## whole clusters on a virtual clock: 2,000 seeds (SEEDS=0:2000; one seed: SEEDS=17)
 	@$(BIN)/python -m tests.simulation.simulate --seeds $(SEEDS) $(if $(findstring :,$(SEEDS)),--schedules 20 --demand-all,--trace)
 
-simulation-mutants: setup ## break the code in 25 ways and see after how many seeds it is noticed
+simulation-mutants: setup ## break the code in two dozen ways and see after how many seeds it is noticed
 	@$(BIN)/python -m tests.simulation.mutants
 
 soak: setup ## the simulation for hours (HOURS=8), from a random seed on
