@@ -20,6 +20,7 @@ from aiohttp.http import RawRequestMessage
 from cluster.errors import ClusterError, InvalidRequest, Overloaded, ValidationFailed
 from cluster.logs import get_log
 from cluster.metrics import Counter, Histogram, Metrics
+from cluster.node.connections import Server
 from cluster.node.reply import Reply, may_reply
 
 log = get_log(__name__)
@@ -236,7 +237,7 @@ class Edge:
         self, handle: Callable[[web.BaseRequest], Awaitable[Any]] | None = None
     ) -> web.Server:
         """What a runner of aiohttp serves; `handle` stands in front of this edge's own."""
-        return _Server(handle or self.handle, request_factory=self._request, refuse=self._error)
+        return Server(handle or self.handle, request_factory=self._request, refuse=self._error)
 
     async def handle(self, request: web.BaseRequest) -> web.Response | Reply:
         """Answer one request, whatever happens."""
@@ -359,46 +360,6 @@ class Edge:
             self._loop,
             client_max_size=self._body_bytes_max,
         )
-
-
-class _Server(web.Server):
-    """aiohttp's bare server, whose connections answer what is no HTTP in Conductor's shape."""
-
-    def __init__(
-        self,
-        handler: Callable[[web.BaseRequest], Awaitable[Any]],
-        *,
-        request_factory: Any,
-        refuse: Callable[[int, str], web.Response],
-    ) -> None:
-        super().__init__(handler, request_factory=request_factory)
-        self.refuse = refuse
-
-    def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=self._loop, access_log=None)
-
-
-class _Connection(web.RequestHandler):
-    __slots__ = ("_refuse",)
-
-    def __init__(self, server: _Server, **options: Any) -> None:
-        super().__init__(server, **options)
-        self._refuse = server.refuse
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Called for requests that never reached a handler; closes the connection."""
-        if status >= 500:
-            log.error("connection failed", exc_info=exc)
-        text = " ".join((message or "The request cannot be read").split())
-        response = self._refuse(status, f"This is not HTTP as it should be: {text}")
-        response.force_close()
-        return response
 
 
 _NO_NAMES: Mapping[str, str] = {}
