@@ -120,7 +120,8 @@ class LogStore(Protocol):
     async def delete(self, log: LogId) -> None:
         """Remove a sealed log. The caller has seen that no shard row names it.
 
-        An open log stays, an absent one is no error.
+        An open log stays, and so does one whose seal is unfinished: its end is still looked for.
+        An absent one is no error.
         """
 
     async def logs(self) -> Sequence[LogId]:

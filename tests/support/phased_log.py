@@ -137,7 +137,7 @@ class PhasedLogStore:
 
     async def delete(self, log: LogId) -> None:
         fence = await self.fence(log)
-        if fence is not None and not fence.open:
+        if fence is not None and fence.valid_to is not None:
             await self._ask("drop", lambda: self._tables.drop(log))
             await self._change(log, fence, None)
 

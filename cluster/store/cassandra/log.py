@@ -148,7 +148,7 @@ class CassandraLogStore:
     async def delete(self, log: LogId) -> None:
         fence = await self.fence(log)
         if fence is not None:
-            if fence.open:
+            if fence.valid_to is None:
                 return
             await self._drop_from(log, fence.first_segment)
             stands = await self._session.compare_and_set(self._drop, (log,))

@@ -99,7 +99,7 @@ class SqlLogStore:
 
     async def delete(self, log: LogId) -> None:
         found = await self._database.write(lambda connection: _fence(connection, log))
-        if found is None or found[1].open:
+        if found is None or found[1].valid_to is None:
             return
         await self._drop(found[0], before=_POSITIONS)
 
