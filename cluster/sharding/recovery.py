@@ -4,8 +4,7 @@ The audit (node/audit.py) uses the same way for single workflows that stand stil
 """
 
 import asyncio
-from collections.abc import Callable, Collection
-from functools import partial
+from collections.abc import Callable, Collection, Sequence
 
 from cluster.clock import Clock
 from cluster.engine.events import Recovered
@@ -16,15 +15,14 @@ from cluster.engine.transitions import OPEN_WORKFLOW
 from cluster.errors import ClusterError, NotFound, NotOwner, Unavailable
 from cluster.ids import ShardId, WorkflowId, same_slot
 from cluster.logs import get_log
-from cluster.sharding.insist import insist
+from cluster.sharding.open_pages import each_open_page
 from cluster.sharding.residents import Residents
 from cluster.sharding.shard import Shards
-from cluster.store.ports import ExecutionStore, OpenSet
+from cluster.store.ports import ExecutionStore, OpenEntry, OpenSet
 
 log = get_log(__name__)
 
 _AT_ONCE = 64
-_PAGE = 500
 _PAUSES_S = (0.1, 0.4, 1.6, 6.4)
 """Before a workflow whose store did not answer is tried again."""
 
@@ -64,24 +62,21 @@ class Recovery:
         began_ms = self._clock.monotonic_ms()
         log.info("recovery begins", shards=len(shards))
         async with asyncio.TaskGroup() as group:
+
+            async def begin(page: Sequence[OpenEntry]) -> None:
+                nonlocal count
+                for entry in page:
+                    if marked_only and not entry.has_unfinished_effects:
+                        continue
+                    await slots.acquire()
+                    group.create_task(self._recover(entry.workflow_id, slots))
+                    count += 1
+                self._on_page()
+
             for shard in shards:
-                after: WorkflowId | None = None
-                while shard in self._shards.epochs:
-                    page = await insist(
-                        partial(self._open_set.scan, shard, after=after, limit=_PAGE),
-                        clock=self._clock,
-                        deadline_ms=None,
-                    )
-                    if not page:
-                        break
-                    for entry in page:
-                        if marked_only and not entry.has_unfinished_effects:
-                            continue
-                        await slots.acquire()
-                        group.create_task(self._recover(entry.workflow_id, slots))
-                        count += 1
-                    after = page[-1].workflow_id
-                    self._on_page()
+                await each_open_page(
+                    self._open_set, shard, begin, served=self._shards.epochs, clock=self._clock
+                )
         self.pending.difference_update(shards)
         took_ms = self._clock.monotonic_ms() - began_ms
         log.info("recovery ended", workflows=count, took_ms=took_ms)

@@ -7,8 +7,7 @@ meanwhile, and what is new goes its usual way.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
-from functools import partial
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Protocol
 
 from cluster.clock import Clock
@@ -20,8 +19,8 @@ from cluster.ids import ShardId, WorkflowId
 from cluster.logs import get_log
 from cluster.metrics import Metrics
 from cluster.sharding.decisions import Sent
-from cluster.sharding.insist import insist
-from cluster.store.ports import OpenSet
+from cluster.sharding.open_pages import each_open_page
+from cluster.store.ports import OpenEntry, OpenSet
 from cluster.store.queue_ports import QueueItem, QueueUpkeep
 
 log = get_log(__name__)
@@ -31,7 +30,6 @@ UNKNOWN = ""
 
 _LOOK_EVERY_S = 0.5
 _AT_ONCE = 64
-_PAGE = 500
 
 
 class Served(Protocol):
@@ -167,15 +165,9 @@ class Requeue:
 
     async def _fill_from(self, shard: ShardId) -> int:
         count = 0
-        after: WorkflowId | None = None
-        while shard in self._shards.epochs:
-            page = await insist(
-                partial(self._open_set.scan, shard, after=after, limit=_PAGE),
-                clock=self._clock,
-                deadline_ms=None,
-            )
-            if not page:
-                break
+
+        async def tell(page: Sequence[OpenEntry]) -> None:
+            nonlocal count
             for start in range(0, len(page), _AT_ONCE):
                 some = page[start : start + _AT_ONCE]
                 told = await asyncio.gather(
@@ -189,7 +181,10 @@ class Requeue:
             await self._all_out()
             count += len(page)
             self._requeued.inc(len(page))
-            after = page[-1].workflow_id
+
+        await each_open_page(
+            self._open_set, shard, tell, served=self._shards.epochs, clock=self._clock
+        )
         return count
 
     async def _tell(self, workflow_id: WorkflowId) -> None:

@@ -40,6 +40,16 @@ def living(stores: Stores, scripts: Scripts | None = None) -> Life:
     return Life(stores, scripts=scripts, audit_interval_ms=1 << 40)
 
 
+async def two_starts(stores: Stores) -> tuple[WorkflowId, WorkflowId]:
+    """A life that starts two workflows, of which a checkpoint has seen only the first."""
+    async with living(stores) as life:
+        await life.register(BODIES)
+        await life.recovered()
+        early = await life.start("one")
+        await life.node.services.catch_up()
+        return early, await life.start("one")
+
+
 def test_a_workflow_whose_task_waits_in_its_queue_needs_nothing() -> None:
     async def run() -> None:
         stores = await new_stores()
@@ -103,12 +113,7 @@ def test_a_workflow_that_waits_for_a_script_is_marked() -> None:
 def test_what_only_a_dead_process_knew_is_marked() -> None:
     async def run() -> None:
         stores = await new_stores()
-        async with living(stores) as life:
-            await life.register(BODIES)
-            await life.recovered()
-            early = await life.start("one")
-            await life.node.services.catch_up()
-            late = await life.start("one")
+        early, late = await two_starts(stores)
         async with living(stores) as life:
             assert await marks(stores) == {early: False, late: True}
             await life.recovered()
@@ -119,12 +124,7 @@ def test_what_only_a_dead_process_knew_is_marked() -> None:
 def test_only_marked_workflows_are_recovered_where_the_queues_have_lost_nothing() -> None:
     async def run() -> None:
         stores = await new_stores()
-        async with living(stores) as life:
-            await life.register(BODIES)
-            await life.recovered()
-            early = await life.start("one")
-            await life.node.services.catch_up()
-            late = await life.start("one")
+        early, late = await two_starts(stores)
         async with living(stores) as life:
             await life.recovered()
             tasks = await life.poll("t_a")
