@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +33,8 @@ class Suite:
     folder: str = ""
     options: tuple[str, ...] = ()
 
+
+COMPLAINT_CHARS = 600
 
 SIMULATE = ("python", "-m", "tests.simulation.simulate")
 
@@ -69,6 +71,8 @@ class Outcome:
     skipped: int = 0
     seconds: float = 0.0
     note: str = ""
+    complaints: list[str] = field(default_factory=list)
+    """A line for each failed test: its name and what it said first."""
 
 
 def main() -> int:
@@ -152,8 +156,11 @@ def read_report(report: Path) -> Outcome:
     outcome = Outcome()
     for case in ET.parse(report).iter("testcase"):
         skipped = case.find("skipped")
-        if case.find("failure") is not None or case.find("error") is not None:
+        faults = [*case.iter("failure"), *case.iter("error")]
+        if faults:
             outcome.failed += 1
+            said = " ".join(faults[0].get("message", "").split())
+            outcome.complaints.append(f"{case.get('name')}: {said[:COMPLAINT_CHARS]}")
         elif skipped is not None and skipped.get("type") != "pytest.xfail":
             outcome.skipped += 1
         else:
@@ -173,6 +180,8 @@ def summarise(outcomes: dict[str, Outcome]) -> int:
             counts += f", {outcome.skipped} skipped"
         note = f"  ({outcome.note})" if outcome.note else ""
         print(f"{name:<12} {counts:<36} {outcome.seconds:6.1f} s{note}")
+        for complaint in outcome.complaints:
+            print(f"    {complaint}")
     failed = sum(outcome.failed for outcome in outcomes.values())
     print(f"{sum(outcome.passed for outcome in outcomes.values())} passed, {failed} failed")
     return 1 if failed else 0
