@@ -403,7 +403,8 @@ async def test_a_push_at_one_node_wakes_a_poll_at_another(kind: str) -> None:
             await push(here, f"t{number}")
             took.append(await seen(lambda: len(parked.got) > number, within_s=2))  # noqa: B023
             await asyncio.sleep(0.01)
-        assert sorted(took)[10] < 0.1, took
+        # Without the wake it is the second after which a poll looks again.
+        assert sorted(took)[10] < 0.5, took
 
 
 @pytest.mark.parametrize("pusher", ["another node", "the node that is woken in vain"])

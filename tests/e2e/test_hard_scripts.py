@@ -14,7 +14,7 @@ from tests.support.served import Server, serving
 
 pytestmark = pytest.mark.asyncio
 TIME_LIMIT_MS = 1000
-FAILS_S = 4.0
+FAILS_S = 10.0
 """When a script that is stopped must have failed its task: its limit, and room for a busy machine;
 some are tried again among the suspects."""
 
