@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,11 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ops import cassandra_up, redis_up
 from ops.cassandra_up import Options, Ring
 from ops.redis_up import Servers
 
 ROOT = Path(__file__).parents[1]
 PODIUM = Path(sys.executable).parent / "podium"
+_NODES = "nodes.json"
 
 
 @dataclass(frozen=True)
@@ -55,78 +58,177 @@ class Node:
     def __init__(self, number: int, folder: Path, environment: dict[str, str]) -> None:
         self.name = f"node-{number}"
         self.port = free_port()
+        self.pid = 0
+        """0: it does not run."""
         self.log = folder / f"{self.name}.log"
         self._data = folder / self.name
         self._environment = {**environment, "PODIUM_NODE_ID": self.name}
-        self.process: subprocess.Popen[bytes]
+        self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, *, limit_s: float = 60) -> None:
         """Start it, and wait until it is ready."""
         command = [str(PODIUM), "serve", "--port", str(self.port), "--data", str(self._data)]
         with self.log.open("ab") as output:
-            self.process = subprocess.Popen(
-                command, env=self._environment, stdout=output, stderr=subprocess.STDOUT
+            # In a session of its own: Ctrl-C is for the benchmark, which then stops its nodes.
+            self._process = subprocess.Popen(
+                command,
+                env=self._environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
-        wait_until_healthy(self.process, self.port, self.log, path="/health/ready")
+        self.pid = self._process.pid
+        wait_until_healthy(
+            self._process, self.port, self.log, path="/health/ready", limit_s=limit_s
+        )
+
+    def attach(self, port: int, pid: int) -> None:
+        """Take it as an earlier run has left it, running or not."""
+        self.port = port
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            command = b""
+        # A pid may belong to somebody else by now.
+        self.pid = pid if str(self._data).encode() in command else 0
 
     def kill(self) -> None:
         """As kill -9 does."""
-        self.process.kill()
-        self.process.wait()
+        self._end(signal.SIGKILL)
 
     def stop(self) -> None:
         """In good order."""
-        stop(self.process)
+        if self._process is not None and self.pid:
+            stop(self._process)
+            self.pid = 0
+        else:
+            self._end(signal.SIGTERM)
+
+    def _end(self, number: int) -> None:
+        if self.pid:
+            os.kill(self.pid, number)
+            if self._process is not None:
+                self._process.wait()
+            else:
+                wait_until_gone(self.pid)
+        self.pid = 0
 
 
 @dataclass(frozen=True)
 class Cluster:
     """Node processes on one Cassandra node (RF 1) and one Redis without AOF."""
 
-    nodes: Sequence[Node]
+    nodes: list[Node]
     cassandra: Ring
     redis: Servers
     folder: Path
+    environment: dict[str, str]
 
     @property
     def server(self) -> Server:
-        """All of it, as one server whose clients spread over the nodes."""
+        """All of it, as one server whose clients spread over the nodes that run."""
+        running = [node for node in self.nodes if node.pid]
         stores = {"cassandra": self.cassandra.nodes[0].pid, "redis": self.redis.data[0].pid}
         return Server(
-            ",".join(f"http://127.0.0.1:{node.port}/api" for node in self.nodes),
-            {**stores, **{node.name: node.process.pid for node in self.nodes}},
+            ",".join(f"{node.address}/api" for node in running),
+            {**stores, **{node.name: node.pid for node in running}},
         )
+
+    def add(self) -> Node:
+        """One more node, started and ready."""
+        node = Node(len(self.nodes) + 1, self.folder, self.environment)
+        self.nodes.append(node)
+        node.start()
+        self.note()
+        return node
+
+    def note(self) -> None:
+        """Write down which nodes there are, for a later run that goes on with them."""
+        found = [[node.port, node.pid] for node in self.nodes]
+        (self.folder / _NODES).write_text(json.dumps(found))
+
+    def stop(self) -> None:
+        """Stop all of it; the data of Cassandra stay."""
+        for node in self.nodes:
+            node.stop()
+        self.redis.stop()
+        self.cassandra.stop()
 
 
 @contextmanager
 def cluster(
-    nodes: int, *, heap: str = "1g", settings: dict[str, str] | None = None
+    nodes: int,
+    *,
+    heap: str = "1g",
+    settings: dict[str, str] | None = None,
+    folder: Path | None = None,
 ) -> Iterator[Cluster]:
-    """Start the stores and the nodes, all on this machine; stopped and removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="podium-bench-") as name, ExitStack() as stack:
-        folder = Path(name)
+    """Start the stores and the nodes, all on this machine; stopped and removed at the end.
+
+    With a `folder` they go on running if what is done with them is interrupted, and the next call
+    with that folder goes on with them; what has stopped meanwhile is started again.
+    """
+    with ExitStack() as stack:
+        place = folder
+        if place is None:
+            name = stack.enter_context(tempfile.TemporaryDirectory(prefix="podium-bench-"))
+            place = Path(name)
+        running = _known(place, heap, settings or {})
+        stack.callback(running.stop)
+        _start(running, nodes)
+        try:
+            yield running
+        except BaseException:
+            if folder is not None:
+                stack.pop_all()
+            raise
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def _known(folder: Path, heap: str, settings: dict[str, str]) -> Cluster:
+    """What is in a folder, running or not; in an empty one there are no nodes yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ring = cassandra_up.noted(folder / "cassandra")
+    if ring is None:
         ring = Ring(folder / "cassandra", options=Options(heap=heap))
-        stack.callback(ring.stop)
-        ring.start()
-        redis = Servers("standalone", folder / "redis")
-        stack.callback(redis.stop)
-        redis.start()
-        environment = {
-            **os.environ,
-            "PODIUM_STORE_URL": f"cassandra://{ring.hosts}/podium",
-            "PODIUM_QUEUE_URL": redis.url,
-            "PODIUM_CASSANDRA_REPLICATION": "1",
-            "PODIUM_LINK_TOKEN": "bench",
-            **(settings or {}),
-        }
-        subprocess.run([PODIUM, "schema", "apply"], env=environment, check=True)
-        started = []
-        for number in range(1, nodes + 1):
-            node = Node(number, folder, environment)
+    redis = Servers("standalone", folder / "redis")
+    if (folder / "redis" / "servers.json").exists():
+        server = redis.data[0]
+        server.pid, server.port = redis_up.noted(folder / "redis")[server.name]
+        server.pid = server.pid if redis_up.is_ours(server.pid, server.port) else 0
+    environment = {
+        **os.environ,
+        "PODIUM_STORE_URL": f"cassandra://{ring.hosts}/podium",
+        "PODIUM_QUEUE_URL": redis.url,
+        "PODIUM_CASSANDRA_REPLICATION": "1",
+        "PODIUM_LINK_TOKEN": "bench",
+        **settings,
+    }
+    nodes = []
+    if (folder / _NODES).exists():
+        for number, (port, pid) in enumerate(json.loads((folder / _NODES).read_text()), 1):
+            nodes.append(Node(number, folder, environment))
+            nodes[-1].attach(port, pid)
+    return Cluster(nodes, ring, redis, folder, environment)
+
+
+def _start(running: Cluster, nodes: int) -> None:
+    """The stores, and so many nodes, as far as they do not run."""
+    if not running.cassandra.nodes[0].pid:
+        running.cassandra.start()
+    if not running.redis.data[0].pid:
+        running.redis.start()
+    subprocess.run([PODIUM, "schema", "apply"], env=running.environment, check=True)
+    for node in running.nodes:
+        if not node.pid and len([one for one in running.nodes if one.pid]) < nodes:
             node.start()
-            stack.callback(node.stop)
-            started.append(node)
-        yield Cluster(started, ring, redis, folder)
+    while len(running.nodes) < nodes:
+        running.add()
+    running.note()
 
 
 @contextmanager
@@ -203,16 +305,22 @@ def stop(server: subprocess.Popen[bytes]) -> None:
 
 
 def wait_until_healthy(
-    server: subprocess.Popen[bytes], port: int, log: Path, *, path: str = "/health"
+    server: subprocess.Popen[bytes],
+    port: int,
+    log: Path,
+    *,
+    path: str = "/health",
+    limit_s: float = 60,
 ) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline and server.poll() is None:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
-    sys.exit(f"the engine did not start:\n{log.read_text(errors='replace')[-3000:]}")
+    why = f"not ready within {limit_s:.0f} s" if server.poll() is None else "it ended"
+    sys.exit(f"the engine did not start, {why}:\n{log.read_text(errors='replace')[-3000:]}")
 
 
 def wait_until_gone(pid: int) -> None:
