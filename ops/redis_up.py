@@ -1,8 +1,7 @@
-#!/usr/bin/env python3
 """Run real Redis servers from Debian's redis-server, without containers.
 
-  redis_up.py start standalone|sentinel|cluster [--folder DIR] [--port N]
-  redis_up.py status | stop [--folder DIR]
+  python -m ops.redis_up start standalone|sentinel|cluster [--folder DIR] [--port N]
+  python -m ops.redis_up status | stop [--folder DIR]
 
 `start` prints the address for PODIUM_QUEUE_URL. Everything listens on 127.0.0.1, on free ports
 unless --port names the first one, and keeps its files and pids in the folder. `sentinel` is one
@@ -10,16 +9,15 @@ primary, one replica and three sentinels; `cluster` is three primaries without r
 """
 
 import argparse
-import ctypes
 import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
+
+from ops.children import die_with_starter, is_ours, wait_for
 
 FOLDER = Path("build/redis")
 MASTER = "podium"
@@ -93,7 +91,8 @@ class Server:
         if self.process is not None:
             self.process.wait(STOP_S)
         else:
-            wait_for(lambda: not is_alive(self.pid), f"the end of {self.name}", STOP_S)
+            mark = mark_of(self.port)
+            wait_for(lambda: not is_ours(self.pid, mark), f"the end of {self.name}", STOP_S)
         self.process, self.pid = None, 0
 
     def pause(self) -> None:
@@ -210,12 +209,6 @@ class Servers:
         (self.folder / "servers.json").write_text(json.dumps(note, indent=1))
 
 
-def die_with_starter() -> None:
-    """Called in the new process: a test run that is killed leaves no servers behind."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
 def program(name: str) -> str:
     found = shutil.which(name, path=PATH)
     if found is None:
@@ -250,27 +243,6 @@ def is_free(port: int) -> bool:
         return True
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def wait_for(is_so: Callable[[], bool], what: str, limit_s: float) -> None:
-    deadline = time.monotonic() + limit_s
-    while True:
-        try:
-            if is_so():
-                return
-        except OSError:
-            pass
-        if time.monotonic() > deadline:
-            raise SystemExit(f"waited {limit_s} s in vain for {what}")
-        time.sleep(0.02)
-
-
 def noted(folder: Path) -> dict[str, list[int]]:
     try:
         servers: dict[str, list[int]] = json.loads((folder / "servers.json").read_text())["servers"]
@@ -279,12 +251,10 @@ def noted(folder: Path) -> dict[str, list[int]]:
     return servers
 
 
-def is_ours(pid: int, port: int) -> bool:
-    """A pid may belong to somebody else by now."""
-    try:
-        return f":{port}" in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-    except OSError:
-        return False
+def mark_of(port: int) -> str:
+    """What tells a server's command line from that of others."""
+    # A server shows itself as "redis-server 127.0.0.1:PORT", with a mode behind it.
+    return f":{port}"
 
 
 def main() -> None:
@@ -308,10 +278,10 @@ def main() -> None:
         return
     found = noted(folder)
     for name, (pid, port) in found.items():
-        alive = is_ours(pid, port)
+        alive = is_ours(pid, mark_of(port))
         if asked.command == "stop" and alive:
             os.kill(pid, signal.SIGTERM)
-            wait_for(lambda: not is_ours(pid, port), f"the end of {name}", STOP_S)  # noqa: B023
+            wait_for(lambda: not is_ours(pid, mark_of(port)), f"the end of {name}", STOP_S)  # noqa: B023
             alive = False
         print(f"{name} pid {pid} port {port} {'up' if alive else 'down'}")
     if asked.command == "stop":

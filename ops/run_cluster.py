@@ -16,12 +16,10 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 
+from ops import children
 from ops.cassandra_up import Options, Ring
 from ops.redis_up import Servers
 
@@ -65,7 +63,8 @@ def run(options: argparse.Namespace, stack: ExitStack) -> int:
     nodes = [start_node(number, port, folder, environment) for number, port in enumerate(ports, 1)]
     stack.callback(stop_nodes, nodes)
     for node, port in zip(nodes, ports, strict=True):
-        if not wait_until_ready(node, port):
+        ready = f"http://127.0.0.1:{port}/health/ready"
+        if not children.wait_until_served(node, ready, NODE_READY_S):
             print(f"A node did not start; see the logs in {folder}.", file=sys.stderr)
             return 1
     balancer = Balancer(options.port, ports)
@@ -118,29 +117,14 @@ def start_node(
         )
 
 
-def wait_until_ready(node: subprocess.Popen[bytes], port: int) -> bool:
-    deadline = time.monotonic() + NODE_READY_S
-    while time.monotonic() < deadline and node.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=2):
-                return True
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    return False
-
-
 def stop_nodes(nodes: list[subprocess.Popen[bytes]]) -> None:
     print("Stopping the cluster.", flush=True)
     for node in nodes:
         if node.poll() is None:
             node.terminate()
     for node in nodes:
-        try:
-            node.wait(NODE_STOPS_S)
-        except subprocess.TimeoutExpired:
-            print(f"A node did not stop in {NODE_STOPS_S} s; killing it.", file=sys.stderr)
-            node.kill()
-            node.wait()
+        if not children.stop(node, NODE_STOPS_S):
+            print(f"A node did not stop in {NODE_STOPS_S} s: it was killed.", file=sys.stderr)
 
 
 class Balancer:

@@ -7,10 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
+
+from ops import children
 
 ROOT = Path(__file__).parents[1]
 PODIUM = Path(sys.executable).parent / "podium"
@@ -40,7 +39,8 @@ def main() -> int:
             serve, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        if not wait_until_healthy(engine, options.port):
+        health = f"http://127.0.0.1:{options.port}/health"
+        if not children.wait_until_served(engine, health, ENGINE_READY_S):
             print(f"The engine did not start; the end of {log}:\n{tail(log)}", file=sys.stderr)
             return 1
         print(f"The engine is on http://127.0.0.1:{options.port}, its log in {log}.", flush=True)
@@ -67,31 +67,13 @@ def run_orders(options: argparse.Namespace) -> int:
         return 130
 
 
-def wait_until_healthy(engine: subprocess.Popen[bytes], port: int) -> bool:
-    deadline = time.monotonic() + ENGINE_READY_S
-    while time.monotonic() < deadline and engine.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                # Somebody else's server on this port would answer too, and ours would have ended.
-                time.sleep(0.2)
-                return engine.poll() is None
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    return False
-
-
 def stop(engine: subprocess.Popen[bytes], log: Path) -> None:
     if engine.poll() is not None:
         if engine.returncode:
             print(f"The engine ended by itself; see {log}.", file=sys.stderr)
         return
-    engine.terminate()
-    try:
-        engine.wait(ENGINE_STOPS_S)
-    except subprocess.TimeoutExpired:
-        print(f"The engine did not stop in {ENGINE_STOPS_S} s; killing it.", file=sys.stderr)
-        engine.kill()
-        engine.wait()
+    if not children.stop(engine, ENGINE_STOPS_S):
+        print(f"The engine did not stop in {ENGINE_STOPS_S} s: it was killed.", file=sys.stderr)
 
 
 def tail(log: Path) -> str:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+
+from ops.children import free_port
 
 _ENVIRONMENT = {
     # A checkpoint says at this level where it begins and ends.
@@ -162,11 +163,3 @@ class Server:
         async for text in stream:
             if b"listening" in text:
                 self._listening.set()
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
+from ops.children import free_port, wait_until_served
 from tests.conformance.harness import Endpoint
 
 ROOT = Path(__file__).parents[2]
+READY_S = 60
 
 # Both servers see these, so that cases can ask for secrets and environment values. A server given
 # by CONDUCTOR_URL may lack them: cases that need them are recorded ones.
@@ -81,7 +81,8 @@ def podium(tree: Path | None = None) -> Iterator[Endpoint]:
                 stderr=subprocess.STDOUT,
             )
         try:
-            wait_healthy(f"http://127.0.0.1:{port}", process, log_path)
+            if not wait_until_served(process, f"http://127.0.0.1:{port}/health", READY_S):
+                raise RuntimeError(f"podium does not serve:\n{log_path.read_text()[-3000:]}")
             with endpoint_of("podium", f"http://127.0.0.1:{port}") as endpoint:
                 yield endpoint
         finally:
@@ -105,23 +106,3 @@ def endpoint_of(kind: str, url: str) -> Iterator[Endpoint]:
 def version_of(endpoint: Endpoint) -> str:
     """What the server says its version is."""
     return endpoint.client.get(f"{endpoint.base}/version").text.strip()
-
-
-def wait_healthy(root: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{root}/health", timeout=2, trust_env=False).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.05)
-        if process.poll() is not None:
-            break
-    raise RuntimeError(f"podium does not serve:\n{log.read_text()[-3000:]}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

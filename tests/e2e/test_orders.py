@@ -15,23 +15,17 @@ from conductor.client.http.models.task import Task
 from conductor.client.http.models.workflow import Workflow
 
 from examples.orders.orders import KINDS, Order, ending, make_orders, total
+from ops.children import free_port
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 180
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class Demo:
-    """`ops/run_demo.py` in a session of its own, as a terminal would run it."""
+    """`ops.run_demo` in a session of its own, as a terminal would run it."""
 
     def __init__(self, data: Path, port: int, *arguments: str) -> None:
-        command = [sys.executable, "ops/run_demo.py", "--port", str(port), "--data", str(data)]
+        command = [sys.executable, "-m", "ops.run_demo", "--port", str(port), "--data", str(data)]
         self.process = subprocess.Popen(
             [*command, *arguments],
             cwd=ROOT,
