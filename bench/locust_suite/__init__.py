@@ -1,0 +1,1 @@
+"""What bench/locustfile.py is made of."""
