@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 run: setup ## the engine and the order demo (ORDERS=200 EXIT= PORT=8080 DATA=data)
-	@$(BIN)/python ops/run_demo.py --port $(PORT) --data $(DATA) --orders $(ORDERS) $(if $(EXIT),--exit)
+	@$(BIN)/python -m ops.run_demo --port $(PORT) --data $(DATA) --orders $(ORDERS) $(if $(EXIT),--exit)
 
 cluster: setup services ## Cassandra, Redis, three nodes and the order demo (ORDERS=200 EXIT= PORT=8080)
 	@$(BIN)/python -m ops.run_cluster --port $(PORT) --orders $(ORDERS) $(if $(EXIT),--exit)
@@ -90,7 +90,7 @@ bench-stores: setup services ## requests, bytes and CPU that Cassandra costs per
 
 services: setup ## install Redis, a JDK and Maven by apt, fetch Cassandra and Conductor (the tests need them)
 	@./ops/services.sh
-	@$(BIN)/python ops/cassandra_up.py fetch
+	@$(BIN)/python -m ops.cassandra_up fetch
 	@PYTHON=$(BIN)/python ./ops/conductor_up.sh fetch
 
 lock: ## write constraints.txt anew from the newest versions that fit pyproject.toml

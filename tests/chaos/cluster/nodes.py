@@ -8,8 +8,9 @@ from random import Random
 
 import aiohttp
 
+from ops.children import free_port
 from tests.chaos.cluster.proxy import Proxy
-from tests.chaos.server import Server, free_port
+from tests.chaos.server import Server
 
 SHARD_COUNT = 256
 TOKEN = "chaos"
