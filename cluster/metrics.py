@@ -391,6 +391,12 @@ class Metrics:
         self.commit_log_pending_bytes = gauge(
             "commit_log_pending_bytes", "Bytes of the log that no checkpoint covers."
         )
+        self.commit_log_waiting_bytes = gauge(
+            "commit_log_waiting_bytes", "Bytes that wait for their append."
+        )
+        self.commit_log_waiting_transitions = gauge(
+            "commit_log_waiting_transitions", "Transitions that wait for their append."
+        )
         self.checkpoint_duration = histogram(
             "checkpoint_seconds", "Write-behind of changed rows, one round.", _LATENCY_S
         )
@@ -403,6 +409,17 @@ class Metrics:
         )
         self.http_request_duration = histogram(
             "http_request_seconds", "From a request's head to its answer.", _LATENCY_S, "route"
+        )
+        self.requests_refused = counter(
+            "requests_refused",
+            "Requests answered with 429 at the door, and polls with nothing, and why.",
+            *("kind", "reason"),
+        )
+        self.starts_under_way = gauge(
+            "starts_under_way", "Starts let in and not durable yet; one per 32 items of a bulk."
+        )
+        self.admission_limit = gauge(
+            "admission_limit", "How many may be under way before starts get 429."
         )
         self.http_items = counter(
             "http_items",

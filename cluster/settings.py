@@ -124,6 +124,36 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ge=1 * MIB,
         ),
     ] = 256 * MIB
+    log_backlog_bytes: Annotated[
+        int,
+        about(
+            "Bytes that may wait for their append to the commit log; beyond that starts get 429, "
+            "and beyond twice as much polls find no task.",
+            "bytes",
+            ge=4096,
+        ),
+    ] = 32 * MIB
+    log_backlog_transitions: Annotated[
+        int,
+        about("Transitions that may wait for it; the same happens.", "transitions", ge=1),
+    ] = 100_000
+    admission_delay_ms: Annotated[
+        int,
+        about(
+            "How long starts may take on average, from their arrival until they are durable; "
+            "while they take longer, fewer are let in and the others get 429.",
+            "ms",
+            ge=1,
+        ),
+    ] = 100
+    admission_starts_max: Annotated[
+        int,
+        about("Starts that may be under way; beyond that they get 429.", "starts", ge=1),
+    ] = 1000
+    admission_reads_max: Annotated[
+        int,
+        about("Reads of workflows that may be under way; beyond that they get 429.", "reads", ge=1),
+    ] = 1000
     log_entry_bytes: Annotated[
         int, about("Size at which an entry of the commit log is closed.", "bytes", ge=4096)
     ] = 256 * 1024

@@ -17,6 +17,7 @@ from cluster import __version__
 from cluster.clock import Clock, Random, SystemClock, SystemRandom
 from cluster.metrics import Metrics
 from cluster.node import wire
+from cluster.node.admission import Admission
 from cluster.node.api import (
     bulk,
     bulk_start,
@@ -195,9 +196,19 @@ class Node:
             clock=clock,
             metrics=self.metrics,
         )
+        admission = Admission(
+            clock,
+            self.metrics,
+            instance=socket.gethostname(),
+            delay_ms=settings.admission_delay_ms,
+            starts_max=settings.admission_starts_max,
+            reads_max=settings.admission_reads_max,
+            has_room=self.home.has_room,
+        )
         self._router = Router(
             self.home,
             None if is_alone else Elsewhere(routes, self._links, node_id=settings.node_id),
+            admission=admission,
             metadata=self._metadata,
             plans=plans,
             open_set=stores.open_set,
@@ -220,6 +231,8 @@ class Node:
             fragment_of=items.fragment,
             complete=self._complete,
             fragments=None if is_alone else StoredFragments(items, plans, self._limits),
+            # Results of what is handed out must find room too.
+            may_hand_out=lambda: self.home.has_room(2),
             counts_holds=False,
         )
         self._poll_book = PollBook(desk, stores.records, clock, is_shared=not is_alone)
@@ -252,7 +265,7 @@ class Node:
             holds_folder=holds_folder,
             random=random,
         )
-        self._edge = Edge(self.metrics, body_bytes_max=settings.body_bytes_max)
+        self._edge = Edge(self.metrics, body_bytes_max=settings.body_bytes_max, admission=admission)
         self._router.drains_by(self.succession.drain)
         overview = Overview(
             stores.shards,

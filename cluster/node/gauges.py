@@ -59,6 +59,9 @@ class Gauges:
             return
         metrics.shard_owned.of().set(len(incarnation.shards.epochs))
         metrics.lease_age.of().set(incarnation.lease.age_ms / 1000)
+        commit_log = incarnation.commit_log
+        metrics.commit_log_waiting_bytes.of().set(commit_log.pending_bytes)
+        metrics.commit_log_waiting_transitions.of().set(commit_log.pending_transitions)
         metrics.commit_log_pending_bytes.of().set(
             incarnation.checkpoint.pending_bytes + incarnation.commit_log.pending_bytes
         )

@@ -85,6 +85,10 @@ class Home:
         """The idempotency keys of these shards. NotOwner as well."""
         return self._present().keys
 
+    def has_room(self, share: int = 1) -> bool:
+        """That of the incarnation; while there is none, requests wait at the router."""
+        return self.incarnation is None or self.incarnation.has_room(share)
+
     def _present(self) -> "Incarnation":
         if self.incarnation is None:
             raise NotOwner("This node has no commit log at present")
@@ -183,10 +187,7 @@ class Incarnation:
             clock=clock,
             metrics=metrics,
             send=self._dispatcher.send,
-            has_room=lambda: (
-                self.checkpoint.pending_bytes + self.commit_log.pending_bytes
-                < settings.checkpoint_backlog_bytes
-            ),
+            has_room=self.has_room,
         )
         self._dispatcher.shards = self.shards
         self._timers.fire = self.shards.deliver
@@ -250,6 +251,16 @@ class Incarnation:
     def is_recovered(self) -> bool:
         """Every open workflow of what was claimed at first has been looked at."""
         return self._has_recovered.is_set() and self.lost is None
+
+    def has_room(self, share: int = 1) -> bool:
+        """Whether less than `share` times what may wait for the stores does so."""
+        settings, waiting = self._front.settings, self.commit_log
+        return (
+            waiting.pending_bytes < share * settings.log_backlog_bytes
+            and waiting.pending_transitions < share * settings.log_backlog_transitions
+            and waiting.pending_bytes + self.checkpoint.pending_bytes
+            < share * settings.checkpoint_backlog_bytes
+        )
 
     # -- life
 

@@ -20,8 +20,9 @@ from aiohttp.http import RawRequestMessage
 from cluster.errors import ClusterError, InvalidRequest, Overloaded, ValidationFailed
 from cluster.logs import get_log
 from cluster.metrics import Counter, Histogram, Metrics
+from cluster.node.admission import Admission, Gate, Pass
 from cluster.node.connections import Server
-from cluster.node.reply import Reply, may_reply
+from cluster.node.reply import Refusal, Reply, may_reply
 
 log = get_log(__name__)
 
@@ -53,10 +54,17 @@ def plain(text: str) -> Answer:
 class Call:
     """One request, as far as a handler needs it; its body has been read."""
 
-    __slots__ = ("_query", "_request", "body", "path")
+    __slots__ = ("_admitted", "_query", "_request", "body", "path")
 
-    def __init__(self, request: web.BaseRequest, path: Mapping[str, str], body: bytes) -> None:
+    def __init__(
+        self,
+        request: web.BaseRequest,
+        path: Mapping[str, str],
+        body: bytes,
+        admitted: Pass | None = None,
+    ) -> None:
         self._request = request
+        self._admitted = admitted
         self._query: Mapping[str, Sequence[str]] | None = None
         self.path = path
         """The parts of the path that the route's pattern names, decoded."""
@@ -66,6 +74,16 @@ class Call:
     def content_type(self) -> str:
         """The media type of the body, without its parameters."""
         return self._request.content_type
+
+    def weigh(self, items: int) -> None:
+        """It is a request of many items: they count where the work under way is bounded."""
+        if self._admitted is not None:
+            self._admitted.weigh(items)
+
+    def is_taken(self) -> None:
+        """What it was let in for is done; what follows is waiting."""
+        if self._admitted is not None:
+            self._admitted.leave(done=True)
 
     def is_connected(self) -> bool:
         """Whether the client is still there to be answered."""
@@ -151,10 +169,11 @@ class Route(NamedTuple):
 class _Bound:
     """A route with its meters."""
 
-    __slots__ = ("answered", "duration", "handler", "names", "route")
+    __slots__ = ("answered", "duration", "gate", "handler", "names", "route")
 
-    def __init__(self, route: Route, duration: Histogram) -> None:
+    def __init__(self, route: Route, duration: Histogram, gate: Gate | None) -> None:
         self.route = route
+        self.gate = gate
         self.handler = route.handler
         self.names = tuple(_VARIABLE.findall(route.pattern))
         self.duration = duration
@@ -217,8 +236,12 @@ class _Place:
 class Edge:
     """All routes of a node. To be made inside the event loop that serves them."""
 
-    def __init__(self, metrics: Metrics, *, body_bytes_max: int) -> None:
+    def __init__(
+        self, metrics: Metrics, *, body_bytes_max: int, admission: Admission | None = None
+    ) -> None:
+        """`admission` None: whoever comes is let in."""
         self._metrics = metrics
+        self._admission = admission
         self._body_bytes_max = body_bytes_max
         self._instance = socket.gethostname()
         self._root = _Place()
@@ -231,7 +254,10 @@ class Edge:
         for route in routes:
             place = self._root.add(route.pattern.split("/"))
             duration = self._metrics.http_request_duration.of(route.pattern)
-            place.bound[route.method] = _Bound(route, duration)
+            gate = None
+            if self._admission is not None:
+                gate = self._admission.gate(route.method, route.pattern)
+            place.bound[route.method] = _Bound(route, duration, gate)
 
     def server(
         self, handle: Callable[[web.BaseRequest], Awaitable[Any]] | None = None
@@ -239,7 +265,7 @@ class Edge:
         """What a runner of aiohttp serves; `handle` stands in front of this edge's own."""
         return Server(handle or self.handle, request_factory=self._request, refuse=self._error)
 
-    async def handle(self, request: web.BaseRequest) -> web.Response | Reply:
+    async def handle(self, request: web.BaseRequest) -> web.Response | Reply | Refusal:
         """Answer one request, whatever happens."""
         started = self._loop.time()
         path = request.raw_path.partition("?")[0]
@@ -251,13 +277,21 @@ class Edge:
         bound = self._root.find(request.method, parts, 0, values)
         if bound is None:
             return self._answer_unknown(request, path, parts)
+        admitted: Pass | None = None
+        status = 0
+        if bound.gate is not None:
+            refusal = bound.gate.refusal()
+            if refusal is not None:
+                return self._turned_away(request, bound, refusal)
         try:
             body = await self._body(request) if request.body_exists else b""
+            if bound.gate is not None:
+                admitted = bound.gate.enter()
+            named = _NO_NAMES
             if values:
                 named = dict(zip(bound.names, map(_decoded, values), strict=True))
-                answer = await bound.handler(Call(request, named, body))
-            else:
-                answer = await bound.handler(Call(request, _NO_NAMES, body))
+            answer = await bound.handler(Call(request, named, body, admitted))
+            status = answer.status
             if answer.body and answer.status == 200 and may_reply(request) and not self.closing:
                 response: web.Response | Reply = Reply(
                     answer.body, answer.content_type, int(started)
@@ -266,15 +300,34 @@ class Edge:
                 response = _response(answer)
         except Exception as error:  # noqa: BLE001 - the HTTP edge: nothing else may answer
             response = self._failed(error, bound.route)
-        status = response.status
+        finally:
+            if admitted is not None:
+                admitted.leave(done=status == 200)
+        self._count(bound, response.status)
+        bound.duration.observe(self._loop.time() - started)
+        if self.closing and isinstance(response, web.Response):
+            response.force_close()
+        return response
+
+    def _count(self, bound: _Bound, status: int) -> None:
         counter = bound.answered.get(status)
         if counter is None:
             counter = bound.answered[status] = self._metrics.http_requests.of(
                 bound.route.method, bound.route.pattern, str(status)
             )
         counter.inc()
-        bound.duration.observe(self._loop.time() - started)
-        if self.closing and isinstance(response, web.Response):
+
+    def _turned_away(
+        self, request: web.BaseRequest, bound: _Bound, refusal: Refusal
+    ) -> web.Response | Refusal:
+        """At the door, before anything is read."""
+        self._count(bound, refusal.status)
+        if may_reply(request) and not self.closing:
+            refusal.at_s = int(self._loop.time())
+            return refusal
+        error = Overloaded(refusal.message, retry_after_s=refusal.retry_after_s)
+        response = self._refused(error)
+        if self.closing:
             response.force_close()
         return response
 

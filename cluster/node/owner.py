@@ -130,12 +130,13 @@ class Owner:
         """Start a workflow under that id; returns when the start is durable. Repeated, it looks
         first whether that happened already.
 
-        NotFound: no such definition. Conflict: the idempotency key is in use.
+        NotFound: no such definition. Overloaded: nothing was done; a repetition is never refused
+        so, for that would not be true of it.
         """
         found = await self.definition(request)
         if repeated and await self._is_there(workflow_id):
             return
-        await self._start(workflow_id, request, found, self._clock.now_ms())
+        await self._start(workflow_id, request, found, self._clock.now_ms(), is_promised=repeated)
 
     async def _is_there(self, workflow_id: WorkflowId) -> bool:
         shards = self.shards
@@ -164,8 +165,11 @@ class Owner:
         found: Resolved,
         now_ms: int,
         key_row: Row | None = None,
+        *,
+        is_promised: bool = False,
     ) -> int:
         new = self.new_workflow(workflow_id, request, found, now_ms)
+        new.is_promised = is_promised
         if key_row is not None:
             new.extra_rows = (key_row,)
         return await self.shards.start(new)

@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 
 from cluster.clock import Clock
-from cluster.errors import InvalidRequest, Overloaded, Unavailable
+from cluster.errors import InvalidRequest, Unavailable
 from cluster.ids import TaskId
 from cluster.logs import get_log
 from cluster.metrics import NO_DOMAIN, Metrics
@@ -33,7 +33,6 @@ POLLED_QUEUES_MAX = 10_000
 _KNOWN_MS = 5000
 # Looks in a row that found only tasks their owners did not want handed out, before others run.
 _ROUNDS_MAX = 50
-_TOO_MANY = "Too many long polls are waiting on this node; try again later"
 
 
 class HandOver(msgspec.Struct, frozen=True, gc=False):
@@ -104,11 +103,13 @@ class PollDesk:
         fragment_of: Callable[[str], bytes],
         complete: Callable[[QueueItem], bytes],
         fragments: Fragments | None = None,
+        may_hand_out: Callable[[], bool] = lambda: True,
         counts_holds: bool = True,
     ) -> None:
         """`limits_of` a task type; `fragment_of` a key, as JSON members (`"workflowTask":{…},…`);
         `complete` the payload of an item that is marked incomplete. None of them may raise.
         `fragments` fetches those that other nodes have made; None: there are no others.
+        `may_hand_out` False: polls find nothing, because what waits for the log is too much.
 
         `counts_holds` False: the queues do not know yet which tasks workers have from before a
         restart, so types with a concurrency limit hand out nothing until `holds_are_counted`.
@@ -121,6 +122,7 @@ class PollDesk:
         self._fragment_of = fragment_of
         self._complete = complete
         self._fragments = fragments
+        self._may_hand_out = may_hand_out
         self._lines: dict[str, Line] = {}
         self._deadlines = Deadlines(clock)
         self._poll_data: dict[tuple[str, str | None], PollData] = {}
@@ -149,8 +151,9 @@ class PollDesk:
         """Up to `count` tasks for a worker, as soon as there is one; none after `timeout_ms`.
 
         Cancelled, it loses nothing. A client that has gone (`connected` says False) gets nothing;
-        whoever cannot write what is returned calls `hand_back`. Raises InvalidRequest above
-        5 s, Overloaded when too many polls are parked.
+        whoever cannot write what is returned calls `hand_back`. When too many polls are parked it
+        finds nothing at once: to make it wait would take just what there is too much of. Raises
+        InvalidRequest above 5 s.
         """
         check_timeout(timeout_ms)
         request = _Request(task_type, domain or None, worker_id, count, connected)
@@ -264,7 +267,8 @@ class PollDesk:
     ) -> Polled:
         """Wait in line for the turn, as often as it takes; look a last time when time is up."""
         if self._parked.value >= PARKED_MAX and not front:
-            raise Overloaded(_TOO_MANY)
+            self._metrics.requests_refused.of("poll", "under_way").inc()
+            return Polled(line.queue)
         waiting = Waiting(deadline_ms_of(self._clock.monotonic_ms(), timeout_ms))
         self._parked.inc()
         try:
@@ -350,7 +354,8 @@ class PollDesk:
         if waiting.over or self._closed:
             return None
         if self._parked.value >= PARKED_MAX:
-            raise Overloaded(_TOO_MANY)
+            self._metrics.requests_refused.of("poll", "under_way").inc()
+            return None
         turn: asyncio.Future[bool] = self._loop.create_future()
         waiting.turn = turn
         for line in lines:
@@ -414,6 +419,9 @@ class PollDesk:
         limits = self._limits_of(task_type)
         if limits is not None and limits.concurrent is not None and not self._counts_holds:
             return None
+        if not self._may_hand_out():
+            self._metrics.requests_refused.of("poll", "backlog").inc()
+            return self._clock.now_ms() + RETRY_MS_MAX
         for rounds in count_from(1):
             now_ms = self._clock.now_ms()
             room = request.count - len(polled.items)

@@ -14,6 +14,7 @@ from cluster.engine.plan import Plan
 from cluster.engine.rows import load, state_rows, task_rows
 from cluster.errors import ClusterError, NotOwner, NotSupported, Unavailable
 from cluster.ids import ShardId, WorkflowId, shard_of, time_of
+from cluster.node.admission import Admission
 from cluster.node.link import LinkCall
 from cluster.node.owner import Owner, RerunRequest, StartWorkflow
 
@@ -114,8 +115,9 @@ async def _see(
 class Here:
     """This node, as others see it."""
 
-    def __init__(self, owner: Owner, clock: Clock, shard_count: int) -> None:
+    def __init__(self, owner: Owner, clock: Clock, shard_count: int, admission: Admission) -> None:
         self.owner = owner
+        self.admission = admission
         self.clock = clock
         self._shard_count = shard_count
         self.drain: Callable[[], Awaitable[None]]
@@ -286,4 +288,15 @@ async def carry_out(at: Here, call: LinkCall) -> bytes:
     if call.sent_ms and at.clock.now_ms() - call.sent_ms > _LATE_MS:
         # Held up so long, it may have been given up, repeated, done, and forgotten since.
         arguments = operation.repeated(arguments)
-    return encode(await operation.run(at, *arguments))
+    is_repeated = operation.knows_repeats and arguments[-1]
+    if operation not in (START, START_ONCE) or is_repeated:
+        return encode(await operation.run(at, *arguments))
+    # Its client came to the other node, but it is this one that has to have the time for it.
+    admitted = at.admission.starts.enter_or_refuse()
+    is_done = False
+    try:
+        value = await operation.run(at, *arguments)
+        is_done = True
+    finally:
+        admitted.leave(done=is_done)
+    return encode(value)

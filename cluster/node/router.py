@@ -50,6 +50,7 @@ from cluster.ids import (
 from cluster.logs import get_log
 from cluster.metrics import Metrics
 from cluster.node import remote
+from cluster.node.admission import Admission
 from cluster.node.elsewhere import Elsewhere
 from cluster.node.incarnation import Home
 from cluster.node.link import LinkCall
@@ -85,6 +86,7 @@ class Router:
         home: Home,
         elsewhere: Elsewhere | None,
         *,
+        admission: Admission,
         metadata: Metadata,
         plans: Plans,
         open_set: OpenSet,
@@ -95,8 +97,9 @@ class Router:
         shard_count: int,
         timeout_ms: int,
     ) -> None:
-        """`elsewhere` None: this node is the only one. `removed` drops what other stores hold of
-        a workflow (task logs)."""
+        """`elsewhere` None: this node is the only one. `admission` is for what other nodes bring;
+        requests of clients have come through it before they get here. `removed` drops what other
+        stores hold of a workflow (task logs)."""
         self._home = home
         self._elsewhere = elsewhere
         self._plans = plans
@@ -115,7 +118,7 @@ class Router:
             clock=clock,
             removed=removed,
         )
-        self._here = remote.Here(self._owner, clock, shard_count)
+        self._here = remote.Here(self._owner, clock, shard_count, admission)
         self._notes = Notes(
             self._here, elsewhere, clock=clock, metrics=metrics, timeout_ms=timeout_ms
         )

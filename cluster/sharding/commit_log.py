@@ -105,6 +105,7 @@ class CommitLog(Generic[E]):
         self.last_put = 0
         self.last_committed = 0
         self.pending_bytes = 0
+        self.pending_transitions = 0
 
     def put(
         self, shard: ShardId, epoch: int, rows: Sequence[Row], effects: Sequence[E] = ()
@@ -122,6 +123,7 @@ class CommitLog(Generic[E]):
             entry = self._next_entry()
         entry.size += size
         self.pending_bytes += size
+        self.pending_transitions += 1
         entry.transitions.append((shard, epoch, rows))
         if effects:
             entry.effects += effects
@@ -212,6 +214,7 @@ class CommitLog(Generic[E]):
     def _acknowledge(self, entry: _Entry[E]) -> None:
         self.last_committed = entry.position
         self.pending_bytes -= entry.size
+        self.pending_transitions -= len(entry.transitions)
         del self._pending[entry.position]
         self._on_committed(entry.position, entry.transitions, entry.size)
         if entry.effects:

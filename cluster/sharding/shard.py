@@ -59,6 +59,8 @@ class NewWorkflow:
     input: bytes
     extra_rows: Sequence[Row] = ()
     """Rows that must be durable together with the start (an idempotency key)."""
+    is_promised: bool = False
+    """It may have been started before, or a workflow has ordered it: it is not refused any more."""
 
 
 class Shards:
@@ -117,7 +119,7 @@ class Shards:
 
     def _created(self, new: NewWorkflow) -> Execution:
         self._own(new.workflow_id)
-        if not self._has_room():
+        if not (new.is_promised or self._has_room()):
             # Results are taken: they end workflows. What nobody has begun may wait outside.
             raise Overloaded("Too much waits to be written to the store; try again later")
         execution = Execution(new.workflow_id, new.header, new.plan)

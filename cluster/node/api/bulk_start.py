@@ -32,6 +32,7 @@ class BulkStartApi:
     async def start(self, call: Call) -> Answer:
         """All that is answered with an id is durable."""
         bodies = self._items.of_body(call.body, call.content_type)
+        call.weigh(len(bodies))
         results: dict[int, ItemResult] = {}
         places: list[int] = []
         requests: list[StartWorkflow] = []

@@ -126,6 +126,7 @@ class WorkflowApi:
             named=(call.path["name"], version or None),
         )
         workflow_id = await self._start_named_in_body(request)
+        call.is_taken()
         stop = await wait_for_stop(self._services, workflow_id, refs=refs, timeout_ms=wait_s * 1000)
         return await stop_answer(
             self._services,
