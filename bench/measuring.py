@@ -189,6 +189,12 @@ def cluster(
     shutil.rmtree(place, ignore_errors=True)
 
 
+def discard(folder: Path) -> None:
+    """Stop and remove what an interrupted run has left in a folder."""
+    _known(folder, "1g", {}).stop()
+    shutil.rmtree(folder)
+
+
 def _known(folder: Path, heap: str, settings: dict[str, str]) -> Cluster:
     """What is in a folder, running or not; in an empty one there are no nodes yet."""
     folder.mkdir(parents=True, exist_ok=True)
