@@ -21,6 +21,7 @@ from typing import Any
 
 from ops import cassandra_up, redis_up
 from ops.cassandra_up import Options, Ring
+from ops.children import is_ours
 from ops.redis_up import Servers
 
 ROOT = Path(__file__).parents[1]
@@ -37,14 +38,17 @@ class Server:
 
 
 @contextmanager
-def podium(*options: str) -> Iterator[Server]:
+def podium(*options: str, settings: dict[str, str] | None = None) -> Iterator[Server]:
     """`podium serve` on a temporary folder, with more options; stopped at the end."""
     with tempfile.TemporaryDirectory(prefix="podium-bench-") as data:
         port = free_port()
         log = Path(data) / "server.log"
         command = [str(PODIUM), "serve", "--port", str(port), "--data", data, *options]
+        environment = {**os.environ, **(settings or {})}
         with log.open("wb") as output:
-            server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            server = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
         try:
             wait_until_healthy(server, port, log)
             yield Server(f"http://127.0.0.1:{port}/api", {"podium": server.pid})
@@ -89,12 +93,7 @@ class Node:
     def attach(self, port: int, pid: int) -> None:
         """Take it as an earlier run has left it, running or not."""
         self.port = port
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            command = b""
-        # A pid may belong to somebody else by now.
-        self.pid = pid if str(self._data).encode() in command else 0
+        self.pid = pid if is_ours(pid, str(self._data)) else 0
 
     def kill(self) -> None:
         """As kill -9 does."""
@@ -205,7 +204,7 @@ def _known(folder: Path, heap: str, settings: dict[str, str]) -> Cluster:
     if (folder / "redis" / "servers.json").exists():
         server = redis.data[0]
         server.pid, server.port = redis_up.noted(folder / "redis")[server.name]
-        server.pid = server.pid if redis_up.is_ours(server.pid, server.port) else 0
+        server.pid = server.pid if is_ours(server.pid, redis_up.mark_of(server.port)) else 0
     environment = {
         **os.environ,
         "PODIUM_STORE_URL": f"cassandra://{ring.hosts}/podium",

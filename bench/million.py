@@ -128,11 +128,13 @@ class Run:
 
     def _urls(self) -> list[str]:
         if self._running is None:
-            return list(self._options.url)
+            return [f"{url.rstrip('/').removesuffix('/api')}/api" for url in self._options.url]
         return [f"{node.address}/api" for node in self._running.nodes if node.pid]
 
     def _processes(self) -> dict[str, int]:
-        return {} if self._running is None else self._running.server.processes
+        if self._running is None:
+            return dict(self._options.watch)
+        return self._running.server.processes
 
     # -- the run
 
@@ -362,6 +364,14 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--injuries", nargs="+", default=["kill", "drain", "add", "draining:kill"])
     parser.add_argument("--live", type=float, default=50, help="single starts per s, while holding")
     parser.add_argument("--url", nargs="+", help="nodes of a cluster that runs; no injuries then")
+    parser.add_argument(
+        "--watch",
+        nargs="+",
+        default=[],
+        metavar="NAME=PID",
+        type=lambda text: (text.partition("=")[0], int(text.partition("=")[2])),
+        help="its processes, for the figures, if they are on this machine",
+    )
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--memory-mib", type=int, default=_MEMORY_MIB_MAX, help="of a node")
     parser.add_argument("--requests", type=int, default=6, help="of 500 workflows, at a time")
