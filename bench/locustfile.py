@@ -85,11 +85,14 @@ def begin(environment: Environment, **_: Any) -> None:
     def on_test_start(**_: Any) -> None:
         if not is_worker:
             register(suite_options.hosts_of(options))
-            recording.line({"source": "mark", "text": options.shape, "rate": options.rate})
+            text = f"Locust: {options.shape}, {options.rate:g}/s"
+            recording.line({"source": "mark", "text": text})
         closing.begin()
 
     def on_test_stop(**_: Any) -> None:
+        recording.line({"source": "mark", "text": "drain and account"})
         closing.close()
+        recording.line({"source": "mark", "text": ""})
 
     events.test_start.add_listener(on_test_start)
     events.test_stop.add_listener(on_test_stop)
