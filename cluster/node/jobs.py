@@ -38,6 +38,8 @@ KEPT_MAX = 500
 SHOWN_MAX = 100
 """Failures, and ids found by a dry run, that a job remembers."""
 PART_MAX = 100
+DRY_PART_MAX = 1_000
+"""Who is only counted costs nothing but the search."""
 _PARTS_PER_S = 5
 _PAGE = 100
 _STATUS_OK = 200
@@ -270,7 +272,9 @@ class BulkJobs:
         job = self._note(replace(job, state="RUNNING"))
         await self._router.catch_up()
         rate = job.order.rate_per_second
-        part = PART_MAX if rate is None else max(1, min(PART_MAX, rate // _PARTS_PER_S))
+        part = DRY_PART_MAX if job.order.dry_run else PART_MAX
+        if rate is not None:
+            part = max(1, min(part, rate // _PARTS_PER_S))
         next_ms = self._clock.monotonic_ms()
         while True:
             if await self._is_cancelled(job.id):

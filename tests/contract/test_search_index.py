@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from cluster.ids import WorkflowId
+from cluster.store.cassandra import search
 from cluster.store.ports import Stores, Summary
 from tests.support.rows import workflow_id
 
@@ -164,3 +165,22 @@ async def test_many_at_once(stores: Stores) -> None:
     await write(stores, *(summary(one) for one in ids))
     await stores.search.remove([(one, 1) for one in ids[10:]])
     assert [one.workflow_id for one in await found_by_definition(stores)] == ids[:10]
+
+
+async def test_a_page_of_many(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than Cassandra reads in one piece, so that it walks through them in order."""
+    monkeypatch.setattr(search, "_FEW", 5)
+    monkeypatch.setattr(search, "_WALK_PAGE_ROWS", 7)
+    all_of_them = [
+        summary(workflow_id(), status="RUNNING" if number % 3 else "FAILED")
+        for number in range(400)
+    ]
+    await write(stores, *all_of_them, *(summary(workflow_id(), name="other") for _ in range(50)))
+    running = [one for one in all_of_them if one.status == "RUNNING"]
+    found: list[Summary] = []
+    while page := await found_by_definition(
+        stores, statuses=["RUNNING"], after=found[-1].workflow_id if found else None, limit=37
+    ):
+        found += page
+    assert found == running
+    assert await found_by_definition(stores, limit=1_000) == all_of_them

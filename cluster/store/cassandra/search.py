@@ -1,7 +1,9 @@
 """Summaries in Cassandra: by time of the id, with indexes, and once more by correlation id."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from heapq import heapify, heappop, heapreplace
+from typing import Any
 
 import msgspec
 
@@ -15,6 +17,11 @@ _FOUND_MAX = 100_000
 """Rows looked at for one answer that has to be sorted."""
 
 _PAGE_ROWS = 1_000
+_SPREADS = 16
+_FEW = 1_000
+"""Rows of a definition in one partition that are better read all, by the index."""
+
+_WALK_PAGE_ROWS = 100
 _REMEMBERED_MAX = 100_000
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Summary)
@@ -26,6 +33,8 @@ class CassandraSearchIndex:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._noted: set[tuple[str, int]] = set()
+        self._crowded: set[tuple[str, int]] = set()
+        """Names and buckets that are walked through in order, for there is much to be found."""
         prepare = session.prepare
         self._insert = prepare(
             "INSERT INTO summaries (bucket, spread, workflow_id, name, version, status, start_ms,"
@@ -45,6 +54,11 @@ class CassandraSearchIndex:
         self._of_name = prepare(
             "SELECT summary FROM summaries"
             " WHERE bucket = ? AND spread = ? AND workflow_id > ? AND name = ?"
+        )
+        # The index knows one order only, newest first.
+        self._in_order = prepare(
+            "SELECT name, summary FROM summaries"
+            " WHERE bucket = ? AND spread = ? AND workflow_id > ? ORDER BY workflow_id ASC"
         )
         self._of_status = prepare(
             "SELECT workflow_id, version, start_ms FROM summaries WHERE name = ? AND status = ?"
@@ -139,28 +153,80 @@ class CassandraSearchIndex:
     ) -> Sequence[Summary]:
         first = 0 if after is None else _place(after)[0]
         key = b"" if after is None else to_bytes(after)
+
+        def is_wanted(summary: Summary) -> bool:
+            return (
+                version in (None, summary.version)
+                and (not statuses or summary.status in statuses)
+                and start_ms <= summary.start_ms < end_ms
+            )
+
         found: list[Summary] = []
         for (bucket,) in await self._session.all(self._buckets, (name, first)):
-            spreads = await asyncio.gather(
-                *(
-                    self._session.all(self._of_name, (bucket, spread, key, name))
-                    for spread in range(16)
-                )
-            )
-            summaries = [_DECODER.decode(row[0]) for rows in spreads for row in rows]
-            found += sorted(
-                (
-                    summary
-                    for summary in summaries
-                    if version in (None, summary.version)
-                    and (not statuses or summary.status in statuses)
-                    and start_ms <= summary.start_ms < end_ms
-                ),
-                key=lambda summary: summary.workflow_id,
-            )
+            few = await self._few(bucket, key, name)
+            if few is not None:
+                found += filter(is_wanted, few)
+            else:
+                found += await self._walk(bucket, key, name, is_wanted, limit - len(found))
             if len(found) >= limit:
                 break
         return found[:limit]
+
+    async def _few(self, bucket: int, key: bytes, name: str) -> list[Summary] | None:
+        """All of a name in a bucket that are above `key`, in order; None: those are many."""
+        if (name, bucket) in self._crowded:
+            return None
+
+        async def read(spread: int) -> list[Any] | None:
+            rows: list[Any] = []
+            values = (bucket, spread, key, name)
+            async for page in self._session.pages(self._of_name, values, page_rows=_FEW):
+                rows += page
+                if len(rows) >= _FEW:
+                    return None
+            return rows
+
+        found: list[Summary] = []
+        for rows in await asyncio.gather(*(read(spread) for spread in range(_SPREADS))):
+            if rows is None:
+                if len(self._crowded) > _REMEMBERED_MAX:
+                    self._crowded.clear()
+                self._crowded.add((name, bucket))
+                return None
+            found += (_DECODER.decode(row[0]) for row in rows)
+        return sorted(found, key=lambda summary: summary.workflow_id)
+
+    async def _walk(
+        self,
+        bucket: int,
+        key: bytes,
+        name: str,
+        is_wanted: Callable[[Summary], bool],
+        limit: int,
+    ) -> list[Summary]:
+        """The first of a bucket above `key` that are wanted: no more is read than that takes."""
+        lines = [_Line(self._in_bucket(bucket, spread, key, name)) for spread in range(_SPREADS)]
+        await asyncio.gather(*(line.advance() for line in lines))
+        heads = [(line.head.workflow_id, place) for place, line in enumerate(lines) if line.head]
+        heapify(heads)
+        found: list[Summary] = []
+        while heads and len(found) < limit:
+            line = lines[heads[0][1]]
+            if line.head is not None and is_wanted(line.head):
+                found.append(line.head)
+            await line.advance()
+            if line.head is not None:
+                heapreplace(heads, (line.head.workflow_id, heads[0][1]))
+            else:
+                heappop(heads)
+        return found
+
+    async def _in_bucket(
+        self, bucket: int, spread: int, key: bytes, name: str
+    ) -> AsyncIterator[list[Summary]]:
+        values = (bucket, spread, key)
+        async for page in self._session.pages(self._in_order, values, page_rows=_WALK_PAGE_ROWS):
+            yield [_DECODER.decode(row[1]) for row in page if row[0] == name]
 
     def _add(self, writes: Writes, place: tuple[int, int], summary: Summary, revision: int) -> None:
         key, written = to_bytes(summary.workflow_id), int64(revision)
@@ -201,3 +267,21 @@ class CassandraSearchIndex:
 def _place(workflow_id: WorkflowId) -> tuple[int, int]:
     # The digit before the slot: the ids of a family share slot and time, not this.
     return time_of(workflow_id) // _BUCKET_MS, int(workflow_id[26], 16)
+
+
+class _Line:
+    """Summaries of one partition in order; `head` is the next one."""
+
+    def __init__(self, pages: AsyncIterator[list[Summary]]) -> None:
+        self._pages = pages
+        self._page: list[Summary] = []
+        self.head: Summary | None = None
+
+    async def advance(self) -> None:
+        while not self._page:
+            page = await anext(self._pages, None)
+            if page is None:
+                self.head = None
+                return
+            self._page = page[::-1]
+        self.head = self._page.pop()
