@@ -69,7 +69,13 @@ class Wire(asyncio.Protocol):
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
         answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
-        self.send(request, lambda status, body: answer.set_result((status, body)))
+
+        def answered(status: int, body: bytes) -> None:
+            # Whoever asked may be gone by now.
+            if not answer.done():
+                answer.set_result((status, body))
+
+        self.send(request, answered)
         return await answer
 
     def data_received(self, data: bytes) -> None:
