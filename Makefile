@@ -16,7 +16,7 @@ MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run cluster test check contract conformance conformance-record conformance-mutants e2e chaos chaos-cluster fence-race simulation simulation-mutants soak bench bench-compare bench-stores services lock clean
+.PHONY: help setup run cluster test check contract conformance conformance-record conformance-mutants e2e chaos chaos-cluster fence-race simulation simulation-mutants soak bench bench-ci bench-embedded bench-compare bench-stores services lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,7 +74,13 @@ simulation-mutants: setup ## break the code in two dozen ways and see after how 
 soak: setup ## the simulation for hours (HOURS=8), from a random seed on
 	@$(BIN)/python -m tests.simulation.simulate --seeds $$(od -An -N3 -tu4 /dev/urandom | tr -d ' ') --minutes $$(($(HOURS) * 60))
 
-bench: setup ## throughput, CPU per workflow, CPU per task as workflows grow; next to nothing else
+bench: setup services ## a node and a cluster under load, with a page of plots; next to nothing else (MINUTES=10)
+	@$(BIN)/python -m bench.campaign --minutes $(or $(MINUTES),10)
+
+bench-ci: setup services ## the load tests with their accounts, short: lost, twice or stuck is found
+	@$(SUITES) bench
+
+bench-embedded: setup ## throughput, CPU per workflow, CPU per task as workflows grow; next to nothing else
 	@$(BIN)/python -m bench.embedded
 	@$(BIN)/python bench/cost_per_task.py
 

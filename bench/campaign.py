@@ -77,7 +77,7 @@ def measure(server: Server, name: str, title: str, *, seconds: float, rate: floa
 
 def window(server: Server, scenario: str, recorder: Recorder, *, seconds: float) -> None:
     warmup = min(_WARMUP_S, seconds / 3)
-    recorder.line("mark", text=f"rest_load: {scenario}")
+    recorder.line("mark", text=scenario)
     row = load(server, scenario, seconds=seconds - warmup, warmup=warmup)
     recorder.line("mark", text="")
     cpu_ms = {process: cpu_ms_of(row, [process]) for process in server.processes}

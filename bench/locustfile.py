@@ -85,12 +85,12 @@ def begin(environment: Environment, **_: Any) -> None:
     def on_test_start(**_: Any) -> None:
         if not is_worker:
             register(suite_options.hosts_of(options))
-            text = f"Locust: {options.shape}, {options.rate:g}/s"
+            text = suite_options.title_of(options)
             recording.line({"source": "mark", "text": text})
         closing.begin()
 
     def on_test_stop(**_: Any) -> None:
-        recording.line({"source": "mark", "text": "drain and account"})
+        recording.line({"source": "mark", "text": "drain"})
         closing.close()
         recording.line({"source": "mark", "text": ""})
 

@@ -100,7 +100,9 @@ class _Scale:
         if not self.is_log:
             return [self.step * n for n in range(round(self.high / self.step) + 1)]
         decades = range(round(math.log10(self.low)), round(math.log10(self.high)) + 1)
-        return [10.0**decade for decade in decades]
+        steps = (1, 2, 5) if len(decades) <= 3 else (1,)
+        marks = [step * 10.0**decade for decade in decades for step in steps]
+        return [mark for mark in marks if mark <= self.high]
 
 
 def _grid(scale: _Scale) -> list[str]:

@@ -27,6 +27,7 @@ _PAGE = Path(__file__).parent / "report_page.html"
 _PERCENTILES = ("p50", "p95", "p99")
 _START_ROUTES = {"start": "/api/workflow", "bulk start": "/api/workflow/bulk/start"}
 _LINES_MAX = 8
+_GAP_S = 5
 
 
 def main() -> int:
@@ -113,7 +114,7 @@ def _rates(run: Recorded, edges: Sequence[float]) -> Chart:
 
 def _start_latency(run: Recorded, edges: Sequence[float]) -> Chart:
     title, unit = "Latency of a start", "ms"
-    seen = [Line(p, run.locust.get(f"start/{p}", [])) for p in _PERCENTILES]
+    seen = [Line(p, _broken(run.locust.get(f"start/{p}", []))) for p in _PERCENTILES]
     if any(line.points for line in seen):
         return Chart(title, unit, seen, "As producers see it, each second.", is_log=True)
     route = _START_ROUTES["start"]
@@ -132,9 +133,19 @@ def _other_latency(run: Recorded) -> Chart:
         name for name in names if not name.startswith(("poll", "exchange")) and "(" not in name
     }
     busiest = sorted(names, key=lambda name: -sum(v for _, v in run.locust[f"{name}/n"]))
-    lines = [Line(name, run.locust[f"{name}/p99"]) for name in busiest[:6]]
+    lines = [Line(name, _broken(run.locust[f"{name}/p99"])) for name in busiest[:6]]
     note = "The most frequent ones, as Locust sees them, each second."
     return Chart("99th percentile by request", "ms", lines, note, is_log=True)
+
+
+def _broken(points: Points) -> Points:
+    """With a gap where there was no request for a while, instead of a line across it."""
+    found: Points = []
+    for at, value in points:
+        if found and at - found[-1][0] > _GAP_S:
+            found.append((at, math.nan))
+        found.append((at, value))
+    return found
 
 
 def _cpu_per_workflow(run: Recorded, edges: Sequence[float]) -> Chart:
@@ -235,8 +246,9 @@ def _verdicts(run: Recorded) -> str:
     for account in run.accounts:
         good = not account["problems"]
         mark = "✓ all accounted for" if good else "✗ not as it should be"
+        load = html.escape(account.get("load", ""))
         parts.append(
-            f'<p class="verdict {"good" if good else "bad"}"><strong>{mark}</strong> '
+            f'<p class="verdict {"good" if good else "bad"}"><strong>{mark}</strong> {load}: '
             f"{html.escape(account['text'])}</p>"
         )
     return "".join(parts)

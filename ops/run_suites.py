@@ -61,6 +61,7 @@ SUITES = (
     Suite("conformance", 800, folder="tests/conformance"),
     Suite("e2e", 800, folder="tests/e2e"),
     Suite("chaos", 1_200, folder="tests/chaos"),
+    Suite("bench", 600, folder="tests/bench"),
 )
 
 

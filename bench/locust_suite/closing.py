@@ -23,6 +23,7 @@ from bench.locust_suite import account as accounts
 from bench.locust_suite.account import Account
 from bench.locust_suite.api import Api
 from bench.locust_suite.fleets import ExchangeWorker
+from bench.locust_suite.options import title_of
 from bench.locust_suite.session import Session
 
 CLOSE, CLOSED = "podium_close", "podium_closed"
@@ -113,7 +114,9 @@ class Closing:
         if account.is_good and not account.acknowledged:
             account.add_problem("not accounted for", "no start was acknowledged at all")
         _log.log(logging.INFO if account.is_good else logging.ERROR, "account: %s", account)
-        self._record({"source": "account", "text": str(account), **asdict(account)})
+        assert self._environment.parsed_options is not None
+        load = title_of(self._environment.parsed_options)
+        self._record({"source": "account", "load": load, "text": str(account), **asdict(account)})
         if not account.is_good:
             self._environment.process_exit_code = 1
 

@@ -61,6 +61,10 @@ def load_of(options: argparse.Namespace) -> Load:
     return Load(options.shape, options.rate, options.duration, options.peak, options.period)
 
 
+def title_of(options: argparse.Namespace) -> str:
+    return f"{options.shape}, {options.rate:g}/s"
+
+
 def hosts_of(options: argparse.Namespace) -> list[str]:
     """Base URLs, without /api."""
     given = options.hosts or options.host or "http://127.0.0.1:8080"
