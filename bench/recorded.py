@@ -22,6 +22,7 @@ Points = list[tuple[float, float]]
 
 _BINS = 150
 _BIN_S_MIN = 2.0
+_SILENT_S = 5.0
 _ENDED = "workflow_execution_seconds_count"
 _STARTED = "workflow_start_success_total"
 _BULK = 'http_items_total{route="/api/workflow/bulk/start",status="200"}'
@@ -71,8 +72,17 @@ class Recorded:
 
     def total(self, *keys: str, edges: Sequence[float]) -> list[float]:
         """The sum of gauges over all nodes, at each edge."""
-        series = [self.metrics[one] for one in list(self.metrics) if one[1] in keys]
-        return [sum(_at(points, edge) for points in series) for edge in edges]
+        series = [
+            (node, self.metrics[node, key]) for node, key in list(self.metrics) if key in keys
+        ]
+        return [
+            sum(_at(points, edge) for node, points in series if self._is_up(node, edge))
+            for edge in edges
+        ]
+
+    def _is_up(self, node: str, at_s: float) -> bool:
+        """What a node said last holds no longer when it does not answer any more."""
+        return at_s <= self.sampled.get(node, math.inf) + _SILENT_S
 
     def growth(self, *keys: str, edges: Sequence[float]) -> list[float]:
         """By how much counters grew on all nodes, from each edge to the next."""

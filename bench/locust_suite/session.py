@@ -42,10 +42,10 @@ class Session:
         self.load = load_of(options)
         self.mix = mix_of(options)
         self.hosts = hosts_of(options)
-        # Keys no run has used before, whatever it is called: the cluster remembers them.
-        prefix = f"{options.run_id}-{index}-{uuid.uuid4().hex[:8]}"
-        path = Path(options.ledgers) / options.run_id / f"worker-{index}.ledger"
-        self.ledger = Ledger(path, prefix)
+        # Keys no test has used before, whatever it is called: the cluster remembers them.
+        name = f"{index}-{uuid.uuid4().hex[:8]}"
+        path = Path(options.ledgers) / options.run_id / f"worker-{name}.ledger"
+        self.ledger = Ledger(path, f"{options.run_id}-{name}")
         self.began_s = time.monotonic()
         self.not_sent = 0
         """Starts that the shape wanted and that no producer was free to send."""

@@ -38,7 +38,7 @@ def recorded(tmp_path: Path, *lines: dict[str, Any]) -> Recorded:
     return read(path)
 
 
-def node(at_s: float, name: str = "n1", **values: float) -> dict[str, Any]:
+def node(at_s: float, name: str = "n1", /, **values: float) -> dict[str, Any]:
     return {"t": at_s, "source": "node", "node": name, "values": values}
 
 
@@ -73,6 +73,11 @@ def test_nodes_are_added_up(tmp_path: Path) -> None:
     assert run.total("a", edges=[0, 1]) == [3, 8]
 
 
+def test_a_node_that_went_silent_has_nothing_in_its_queues(tmp_path: Path) -> None:
+    run = recorded(tmp_path, node(0, a=1), node(0, "n2", a=2), node(20, "n2"))
+    assert run.total("a", edges=[0, 3, 10]) == [3, 3, 2]
+
+
 def test_there_is_no_cost_per_workflow_where_none_ended(tmp_path: Path) -> None:
     ended = "workflow_execution_seconds_count"
     run = recorded(tmp_path, node(0, **{ended: 0}), node(10, **{ended: 100}), node(20))
@@ -99,11 +104,12 @@ def test_a_line_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
     assert read(path).metrics["n1", "a"] == [(0, 1)]
 
 
-@pytest.mark.parametrize("options", [{}, {"is_log": True}, {"is_stacked": True}])
-def test_a_chart_is_well_formed(options: dict[str, bool]) -> None:
+@pytest.mark.parametrize(("log", "stacked"), [(False, False), (True, False), (False, True)])
+def test_a_chart_is_well_formed(log: bool, stacked: bool) -> None:
     points = [(0.0, 0.0), (1.0, 3.0), (2.0, math.nan), (3.0, 12.5)]
     lines = [Line("<a>", points), Line("b & c", points)]
-    root = ET.fromstring(figure(Chart("x < y", "ms", lines, **options), first=0, last=3))
+    chart = Chart("x < y", "ms", lines, is_log=log, is_stacked=stacked)
+    root = ET.fromstring(figure(chart, first=0, last=3))
     assert root.find("svg") is not None
     assert "x < y" in "".join(root.itertext())
 
