@@ -358,17 +358,23 @@ class Edge:
                     "validationErrors": [_violation(v) for v in error.violations],
                 },
             )
-        response = self._error(error.status, error.message, retryable=error.retryable)
         if isinstance(error, Overloaded):
+            response = self._error(
+                error.status, error.message, retryable=True, retryAfterMs=1000 * error.retry_after_s
+            )
             response.headers[hdrs.RETRY_AFTER] = str(error.retry_after_s)
-        return response
+            return response
+        return self._error(error.status, error.message, retryable=error.retryable)
 
-    def _error(self, status: int, message: str, *, retryable: bool = False) -> web.Response:
+    def _error(
+        self, status: int, message: str, *, retryable: bool = False, **more: Any
+    ) -> web.Response:
         body = {
             "status": status,
             "message": message,
             "instance": self._instance,
             "retryable": retryable,
+            **more,
         }
         return _json_response(status, body)
 

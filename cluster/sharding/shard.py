@@ -120,6 +120,7 @@ class Shards:
     def _created(self, new: NewWorkflow) -> Execution:
         self._own(new.workflow_id)
         if not (new.is_promised or self._has_room()):
+            self._metrics.requests_refused.of("start", "backlog").inc()
             # Results are taken: they end workflows. What nobody has begun may wait outside.
             raise Overloaded("Too much waits to be written to the store; try again later")
         execution = Execution(new.workflow_id, new.header, new.plan)

@@ -118,6 +118,7 @@ async def test_an_overloaded_server_says_when_to_come_back() -> None:
         status, body, headers = await server.call("POST", "/api/busy")
         assert status == 429
         assert headers["Retry-After"] == "3"
+        assert body["retryAfterMs"] == 3_000
         assert body["retryable"] is True
 
 
