@@ -155,6 +155,9 @@ class Load:
         self._ledger.jot("intent", intent=intent, name=kind, value=value, is_keyed=is_keyed)
         while True:
             status, text = await self._call("start", "POST", "/api/workflow", body)
+            if status == 429:  # Nothing was done, and the node says so.
+                await asyncio.sleep(_PAUSE_S)
+                continue
             if status:
                 break
             if not is_keyed:
