@@ -14,6 +14,8 @@ import msgspec
 from bench.ledger import Ledger
 from cluster.client import ApiError, Client, ItemResult, Start, Task, TaskResult
 
+KINDS = ("queued", "waiting")
+"""Of tasks: for a worker, or a WAIT of a day."""
 PER_REQUEST = 500
 _BULK_PATIENCE_S = 5.0
 """After this another node is asked."""
@@ -63,10 +65,11 @@ class Nodes:
 class Traffic:
     """Workflows of one definition, numbered, each with one task whose output is its number."""
 
-    def __init__(self, nodes: Nodes, ledger: Ledger, name: str) -> None:
+    def __init__(self, nodes: Nodes, ledger: Ledger, name: str, *, kind: str = "queued") -> None:
         self._nodes = nodes
         self.ledger = ledger
         self.name = name
+        self._kind = kind
         self.strays: set[str] = set()
         """Workflows whose tasks were handed out and that the ledger does not know."""
         self.handed_out_again = 0
@@ -85,14 +88,7 @@ class Traffic:
             "schemaVersion": 2,
             "ownerEmail": "load@example.com",
             "timeoutSeconds": 0,
-            "tasks": [
-                {
-                    "name": self.name,
-                    "taskReferenceName": "t",
-                    "type": "SIMPLE",
-                    "inputParameters": {"n": "${workflow.input.n}"},
-                }
-            ],
+            "tasks": [self._task()],
             "outputParameters": {"v": "${t.output.v}"},
         }
         task = {
@@ -106,6 +102,17 @@ class Traffic:
         }
         await self._nodes.insist("POST", "/metadata/taskdefs", [task])
         await self._nodes.insist("PUT", "/metadata/workflow", [definition])
+
+    def _task(self) -> dict[str, Any]:
+        input_parameters = {"n": "${workflow.input.n}"}
+        if self._kind == "waiting":
+            input_parameters["duration"] = "86400 seconds"
+        return {
+            "name": self.name,
+            "taskReferenceName": "t",
+            "type": "WAIT" if self._kind == "waiting" else "SIMPLE",
+            "inputParameters": input_parameters,
+        }
 
     # -- in bulk
 
