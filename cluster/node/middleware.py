@@ -1,13 +1,14 @@
 """The HTTP edge: finds the handler, reads, measures, and answers errors in Conductor's JSON.
 
-It stands on aiohttp's bare server: an Application, with its own routes, middlewares and signals,
-costs every request about a fifth more, and all of what is needed here fits in one function.
+Requests come in two ways: the usual ones as bytes (connections.py), all others through aiohttp's
+bare server. An Application, with its own routes, middlewares and signals, would cost more, and all
+of what is needed here fits in one function.
 """
 
 import asyncio
 import re
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote
@@ -22,16 +23,17 @@ from cluster.logs import get_log
 from cluster.metrics import Counter, Histogram, Metrics
 from cluster.node.admission import Admission, Gate, Pass
 from cluster.node.connections import Server
-from cluster.node.reply import Refusal, Reply, may_reply
+from cluster.node.plain_http import PlainRequest
+from cluster.node.reply import Refusal, Reply, reply
 
 log = get_log(__name__)
 
 JSON = "application/json"
 TEXT = "text/plain;charset=UTF-8"
 
-_QUERY_CACHED_LENGTH_MAX = 512
+_CACHED_LENGTH_MAX = 512
 _QUERY_FIELDS_MAX = 1000
-_HEADERS = {kind: {hdrs.CONTENT_TYPE: kind} for kind in (JSON, TEXT)}
+_PLACES_CACHED = 2048
 
 
 class Answer(NamedTuple):
@@ -40,6 +42,7 @@ class Answer(NamedTuple):
     body: bytes = b""
     status: int = 200
     content_type: str = JSON
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 EMPTY = Answer()
@@ -54,18 +57,29 @@ def plain(text: str) -> Answer:
 class Call:
     """One request, as far as a handler needs it; its body has been read."""
 
-    __slots__ = ("_admitted", "_query", "_request", "body", "path")
+    __slots__ = (
+        "_content_type",
+        "_query",
+        "_raw_query",
+        "_transport",
+        "admitted",
+        "body",
+        "path",
+    )
 
     def __init__(
         self,
-        request: web.BaseRequest,
         path: Mapping[str, str],
+        raw_query: str,
         body: bytes,
-        admitted: Pass | None = None,
+        content_type: str,
+        transport: asyncio.BaseTransport | None,
     ) -> None:
-        self._request = request
-        self._admitted = admitted
+        self._raw_query = raw_query
         self._query: Mapping[str, Sequence[str]] | None = None
+        self._content_type = content_type
+        self._transport = transport
+        self.admitted: Pass | None = None
         self.path = path
         """The parts of the path that the route's pattern names, decoded."""
         self.body = body
@@ -73,30 +87,29 @@ class Call:
     @property
     def content_type(self) -> str:
         """The media type of the body, without its parameters."""
-        return self._request.content_type
+        return self._content_type.partition(";")[0].strip().lower()
 
     def weigh(self, items: int) -> None:
         """It is a request of many items: they count where the work under way is bounded."""
-        if self._admitted is not None:
-            self._admitted.weigh(items)
+        if self.admitted is not None:
+            self.admitted.weigh(items)
 
     def is_taken(self) -> None:
         """What it was let in for is done; what follows is waiting."""
-        if self._admitted is not None:
-            self._admitted.leave(done=True)
+        if self.admitted is not None:
+            self.admitted.leave(done=True)
 
     def is_connected(self) -> bool:
         """Whether the client is still there to be answered."""
-        transport = self._request.transport
-        return transport is not None and not transport.is_closing()
+        return self._transport is not None and not self._transport.is_closing()
 
     def all_of(self, name: str) -> Sequence[str]:
         """Every value of a query parameter that may be repeated."""
         query = self._query
         if query is None:
-            raw = self._request.raw_path.partition("?")[2]
+            raw = self._raw_query
             # A worker polls with the same query for ever.
-            parse = _parse_again if len(raw) <= _QUERY_CACHED_LENGTH_MAX else _parse_query
+            parse = _parse_again if len(raw) <= _CACHED_LENGTH_MAX else _parse_query
             query = self._query = parse(raw)
         return query.get(name, ())
 
@@ -233,6 +246,14 @@ class _Place:
         return found
 
 
+class _Found(NamedTuple):
+    """Where a path leads, with what it says."""
+
+    bound: _Bound
+    named: Mapping[str, str]
+    raw_query: str
+
+
 class Edge:
     """All routes of a node. To be made inside the event loop that serves them."""
 
@@ -245,6 +266,7 @@ class Edge:
         self._body_bytes_max = body_bytes_max
         self._instance = socket.gethostname()
         self._root = _Place()
+        self._find_again = lru_cache(maxsize=_PLACES_CACHED)(self._find)
         # Not the Clock: a duration only, and the loop's own time costs nothing; good to 1 ms.
         self._loop = asyncio.get_running_loop()
         self.closing = False
@@ -258,56 +280,100 @@ class Edge:
             if self._admission is not None:
                 gate = self._admission.gate(route.method, route.pattern)
             place.bound[route.method] = _Bound(route, duration, gate)
+        self._find_again.cache_clear()
 
     def server(
         self, handle: Callable[[web.BaseRequest], Awaitable[Any]] | None = None
     ) -> web.Server:
-        """What a runner of aiohttp serves; `handle` stands in front of this edge's own."""
-        return Server(handle or self.handle, request_factory=self._request, refuse=self._error)
+        """What a runner of aiohttp serves; `handle` stands in front of this edge's own, for all
+        that is no plain request."""
+        return Server(
+            handle or self.handle,
+            request_factory=self._request,
+            refuse=lambda status, message: _response(self._error(status, message)),
+            serve=self.serve,
+        )
 
-    async def handle(self, request: web.BaseRequest) -> web.Response | Reply | Refusal:
-        """Answer one request, whatever happens."""
-        started = self._loop.time()
-        path = request.raw_path.partition("?")[0]
-        if not path.startswith("/"):
+    def serve(
+        self, request: PlainRequest, transport: asyncio.Transport
+    ) -> Coroutine[Any, Any, Reply] | None:
+        """Begin to answer a plain request; None if there is a reason to refuse it unread."""
+        if len(request.body) > self._body_bytes_max:
+            return None
+        target = request.target
+        find = self._find_again if len(target) <= _CACHED_LENGTH_MAX else self._find
+        found = find(request.method, target)
+        if found is None:
+            return None
+        bound, named, raw_query = found
+        call = Call(named, raw_query, request.body, request.content_type, transport)
+        return self._reply(bound, call)
+
+    async def _reply(self, bound: _Bound, call: Call) -> Reply:
+        answer = await self._answer(bound, call)
+        return reply(
+            answer.status,
+            answer.body,
+            answer.content_type,
+            at_s=int(self._loop.time()),
+            headers=answer.headers,
+            closes=self.closing,
+        )
+
+    async def handle(self, request: web.BaseRequest) -> web.Response:
+        """Answer one request that aiohttp has read."""
+        target = request.raw_path
+        if not target.startswith("/"):
             # A proxy asks for the whole address.
-            path = request.rel_url.raw_path
-        parts = path.split("/")
+            target = request.rel_url.raw_path_qs
+        found = self._find(request.method, target)
+        if found is None:
+            answer = self._answer_unknown(request.method, target.partition("?")[0])
+        else:
+            bound, named, raw_query = found
+            content_type = request.headers.get(hdrs.CONTENT_TYPE, "")
+            call = Call(named, raw_query, b"", content_type, request.transport)
+            answer = await self._answer(bound, call, request)
+        response = _response(answer)
+        if self.closing:
+            response.force_close()
+        return response
+
+    def _find(self, method: str, target: str) -> _Found | None:
+        path, _, raw_query = target.partition("?")
         values: list[str] = []
-        bound = self._root.find(request.method, parts, 0, values)
+        bound = self._root.find(method, path.split("/"), 0, values)
         if bound is None:
-            return self._answer_unknown(request, path, parts)
+            return None
+        return _Found(bound, dict(zip(bound.names, map(_decoded, values), strict=True)), raw_query)
+
+    async def _answer(
+        self, bound: _Bound, call: Call, request: web.BaseRequest | None = None
+    ) -> Answer:
+        """Have a handler answer, whatever happens; of a `request` the body is read first."""
+        gate = bound.gate
+        if gate is not None:
+            refusal = gate.refusal()
+            if refusal is not None:
+                return self._turned_away(bound, refusal)
+        started = self._loop.time()
         admitted: Pass | None = None
         status = 0
-        if bound.gate is not None:
-            refusal = bound.gate.refusal()
-            if refusal is not None:
-                return self._turned_away(request, bound, refusal)
         try:
-            body = await self._body(request) if request.body_exists else b""
-            if bound.gate is not None:
-                admitted = bound.gate.enter()
-            named = _NO_NAMES
-            if values:
-                named = dict(zip(bound.names, map(_decoded, values), strict=True))
-            answer = await bound.handler(Call(request, named, body, admitted))
+            if request is not None and request.body_exists:
+                call.body = await self._body(request)
+            if gate is not None:
+                admitted = call.admitted = gate.enter()
+            answer = await bound.handler(call)
             status = answer.status
-            if answer.body and answer.status == 200 and may_reply(request) and not self.closing:
-                response: web.Response | Reply = Reply(
-                    answer.body, answer.content_type, int(started)
-                )
-            else:
-                response = _response(answer)
         except Exception as error:  # noqa: BLE001 - the HTTP edge: nothing else may answer
-            response = self._failed(error, bound.route)
+            answer = self._failed(error, bound.route)
         finally:
             if admitted is not None:
                 admitted.leave(done=status == 200)
-        self._count(bound, response.status)
+        self._count(bound, answer.status)
         bound.duration.observe(self._loop.time() - started)
-        if self.closing and isinstance(response, web.Response):
-            response.force_close()
-        return response
+        return answer
 
     def _count(self, bound: _Bound, status: int) -> None:
         counter = bound.answered.get(status)
@@ -317,21 +383,13 @@ class Edge:
             )
         counter.inc()
 
-    def _turned_away(
-        self, request: web.BaseRequest, bound: _Bound, refusal: Refusal
-    ) -> web.Response | Refusal:
+    def _turned_away(self, bound: _Bound, refusal: Refusal) -> Answer:
         """At the door, before anything is read."""
         self._count(bound, refusal.status)
-        if may_reply(request) and not self.closing:
-            refusal.at_s = int(self._loop.time())
-            return refusal
-        error = Overloaded(refusal.message, retry_after_s=refusal.retry_after_s)
-        response = self._refused(error)
-        if self.closing:
-            response.force_close()
-        return response
+        retry_after = (hdrs.RETRY_AFTER, str(refusal.retry_after_s))
+        return Answer(refusal.body, refusal.status, headers=(retry_after,))
 
-    def _failed(self, error: Exception, route: Route) -> web.Response:
+    def _failed(self, error: Exception, route: Route) -> Answer:
         if isinstance(error, ClusterError):
             return self._refused(error)
         if isinstance(error, web.HTTPRequestEntityTooLarge):
@@ -347,9 +405,9 @@ class Edge:
         log.error("request failed", method=route.method, route=route.pattern, exc_info=error)
         return self._error(500, f"{type(error).__name__} while answering; see the server's log")
 
-    def _refused(self, error: ClusterError) -> web.Response:
+    def _refused(self, error: ClusterError) -> Answer:
         if isinstance(error, ValidationFailed):
-            return _json_response(
+            return _json_answer(
                 error.status,
                 {
                     "status": error.status,
@@ -359,16 +417,13 @@ class Edge:
                 },
             )
         if isinstance(error, Overloaded):
-            response = self._error(
+            answer = self._error(
                 error.status, error.message, retryable=True, retryAfterMs=1000 * error.retry_after_s
             )
-            response.headers[hdrs.RETRY_AFTER] = str(error.retry_after_s)
-            return response
+            return answer._replace(headers=((hdrs.RETRY_AFTER, str(error.retry_after_s)),))
         return self._error(error.status, error.message, retryable=error.retryable)
 
-    def _error(
-        self, status: int, message: str, *, retryable: bool = False, **more: Any
-    ) -> web.Response:
+    def _error(self, status: int, message: str, *, retryable: bool = False, **more: Any) -> Answer:
         body = {
             "status": status,
             "message": message,
@@ -376,20 +431,18 @@ class Edge:
             "retryable": retryable,
             **more,
         }
-        return _json_response(status, body)
+        return _json_answer(status, body)
 
-    def _answer_unknown(
-        self, request: web.BaseRequest, path: str, parts: Sequence[str]
-    ) -> web.Response:
-        allowed = self._root.methods(parts)
+    def _answer_unknown(self, method: str, path: str) -> Answer:
+        allowed = self._root.methods(path.split("/"))
         if allowed:
-            response = self._error(405, f"Request method '{request.method}' is not supported")
-            response.headers[hdrs.ALLOW] = ", ".join(sorted(allowed))
+            answer = self._error(405, f"Request method '{method}' is not supported")
+            answer = answer._replace(headers=((hdrs.ALLOW, ", ".join(sorted(allowed))),))
         else:
-            response = self._error(404, f"No static resource {_decoded(path).strip('/')}.")
+            answer = self._error(404, f"No static resource {_decoded(path).strip('/')}.")
         # One label for all: what nobody serves has no pattern to name.
-        self._metrics.http_requests.of("*", "/*", str(response.status)).inc()
-        return response
+        self._metrics.http_requests.of("*", "/*", str(answer.status)).inc()
+        return answer
 
     async def _body(self, request: web.BaseRequest) -> bytes:
         if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
@@ -421,9 +474,6 @@ class Edge:
         )
 
 
-_NO_NAMES: Mapping[str, str] = {}
-
-
 def _decoded(part: str) -> str:
     return unquote(part) if "%" in part else part
 
@@ -436,14 +486,11 @@ def _violation(violation: Any) -> dict[str, str]:
 
 
 def _response(answer: Answer) -> web.Response:
-    if not answer.body:
-        return web.Response(status=answer.status)
-    return web.Response(
-        body=answer.body,
-        status=answer.status,
-        headers=_HEADERS.get(answer.content_type) or {hdrs.CONTENT_TYPE: answer.content_type},
-    )
+    headers = dict(answer.headers)
+    if answer.body:
+        headers[hdrs.CONTENT_TYPE] = answer.content_type
+    return web.Response(body=answer.body or None, status=answer.status, headers=headers)
 
 
-def _json_response(status: int, body: dict[str, Any]) -> web.Response:
-    return web.Response(body=orjson.dumps(body), status=status, headers=_HEADERS[JSON])
+def _json_answer(status: int, body: dict[str, Any]) -> Answer:
+    return Answer(orjson.dumps(body), status)

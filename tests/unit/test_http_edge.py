@@ -63,9 +63,9 @@ class Server:
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[Server]:
+async def serving(*, body_bytes_max: int = BODY_MAX) -> AsyncIterator[Server]:
     metrics = Metrics()
-    edge = Edge(metrics, body_bytes_max=BODY_MAX)
+    edge = Edge(metrics, body_bytes_max=body_bytes_max)
     routes = [
         Route("GET", "/api/words/{word}", echo),
         Route("POST", "/api/words/{word}", echo),
@@ -173,11 +173,13 @@ async def test_a_number_that_is_none_is_refused(number: str) -> None:
         assert body["message"].startswith("Query parameter 'n' must be a whole number, not '")
 
 
-async def test_a_body_over_the_limit_is_refused() -> None:
-    async with serving() as server:
-        status, body, _ = await server.call("POST", "/api/words/a", data=b"x" * (BODY_MAX + 1))
+@pytest.mark.parametrize("limit", [BODY_MAX, 1000])
+async def test_a_body_over_the_limit_is_refused(limit: int) -> None:
+    async with serving(body_bytes_max=limit) as server:
+        status, body, _ = await server.call("POST", "/api/words/a", data=b"x" * (limit + 1))
         assert status == 413
-        assert body["message"] == f"The body is larger than {BODY_MAX} bytes"
+        assert body["message"] == f"The body is larger than {limit} bytes"
+        assert (await server.call("POST", "/api/words/a", data=b"x" * limit))[0] == 200
 
 
 async def test_an_empty_answer_has_no_body_and_no_content_type() -> None:
