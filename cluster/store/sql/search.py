@@ -85,8 +85,9 @@ class SqlSearchIndex:
         limit: int,
     ) -> Sequence[Summary]:
         def work(connection: sqlite3.Connection) -> Sequence[Summary]:
+            # `+`: along the ids. By the index of names every page would sort all of a name.
             found = connection.execute(
-                "SELECT summary FROM summaries WHERE name = ? AND start_ms >= ? AND start_ms < ?"
+                "SELECT summary FROM summaries WHERE +name = ? AND start_ms >= ? AND start_ms < ?"
                 + " AND workflow_id > ?"
                 + ("" if version is None else " AND version = ?")
                 + (f" AND status IN ({', '.join('?' * len(statuses))})" if statuses else "")
