@@ -27,7 +27,8 @@ class Ledger:
     acknowledged to callers of `started` and `reported`; a frame cut off by a crash is dropped.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """`read_only` looks at one that somebody else writes."""
         self._ids = bytearray()
         self._states = bytearray()
         self.count = self.done = 0
@@ -37,8 +38,11 @@ class Ledger:
         self._waiting: list[bytes] = []
         self._group, self._written = 1, 0
         self._one_at_a_time = asyncio.Lock()
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        self._read()
+        self._file = os.open(path, os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT, 0o644)
+        end = self._read()
+        if not read_only:
+            os.ftruncate(self._file, end)
+            os.lseek(self._file, end, os.SEEK_SET)
 
     def close(self) -> None:
         os.close(self._file)
@@ -101,7 +105,8 @@ class Ledger:
             left = left[os.write(self._file, left) :]
         os.fsync(self._file)
 
-    def _read(self) -> None:
+    def _read(self) -> int:
+        """Take all frames that are whole; returns where they end."""
         end = 0
         while len(head := os.read(self._file, _HEAD.size)) == _HEAD.size:
             kind, size, crc = _HEAD.unpack(head)
@@ -113,8 +118,7 @@ class Ledger:
             else:
                 self._take_results(payload)
             end += _HEAD.size + size
-        os.ftruncate(self._file, end)
-        os.lseek(self._file, end, os.SEEK_SET)
+        return end
 
     def _take_starts(self, payload: bytes) -> None:
         for place in range(0, len(payload), 4 + _ID_BYTES):

@@ -23,7 +23,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,6 @@ def main() -> int:
         return 0
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     folder: Path = options.folder
-    folder.mkdir(parents=True, exist_ok=True)
     stack = cluster(options.nodes, folder=folder / "stack", settings=dict(options.settings))
     try:
         with nullcontext() if options.url else stack as running:
@@ -86,6 +85,8 @@ def conclude(report: dict[str, Any], folder: Path) -> int:
 
 
 async def execute(options: argparse.Namespace, running: Cluster | None) -> dict[str, Any]:
+    """All phases on a cluster that runs; returns the report."""
+    options.folder.mkdir(parents=True, exist_ok=True)
     return await Run(options, running).all()
 
 
@@ -356,7 +357,7 @@ class Run:
         }
 
 
-def read_options() -> argparse.Namespace:
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -388,7 +389,7 @@ def read_options() -> argparse.Namespace:
         type=lambda text: tuple(text.split("=", 1)),
         help="of the nodes",
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     for one in options.injuries:
         phase, _, name = one.rpartition(":")
         if one != "none" and (name not in NAMES or phase not in ("", *PHASES)):
