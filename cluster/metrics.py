@@ -403,6 +403,14 @@ class Metrics:
         self.checkpoint_rows = counter("checkpoint_rows", "Rows written behind.")
         self.checkpoint_bytes = counter("checkpoint_bytes", "Bytes written behind.")
 
+        # Servers behind the stores: cassandra by statement and table, redis by script and
+        # operation. Many rows or operations go in one request.
+        self.store_requests = counter("store_requests", "Requests sent.", "server", "kind")
+        self.store_items = counter("store_items", "Rows or operations sent.", "server", "kind")
+        self.store_sent_bytes = counter(
+            "store_sent_bytes", "Bytes of the values sent, without frames.", "server", "kind"
+        )
+
         # HTTP; `route` is the pattern, never the path.
         self.http_requests = counter(
             "http_requests", "Requests answered.", "method", "route", "status"

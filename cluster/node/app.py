@@ -57,6 +57,7 @@ from cluster.sharding.routes import Routes
 from cluster.store.lease_ports import Leases, Member, Membership
 from cluster.store.ports import LogId, Stores
 from cluster.store.queue_ports import QueueItem, Queues
+from cluster.store.traffic import Traffic
 
 _LAST_LINKS_S = 1
 _BACKLOG = 1024
@@ -96,7 +97,8 @@ async def running(
     # First the port: who cannot have it must not touch the stores.
     with _listen(settings.host, settings.port, is_shared=settings.processes > 1) as listening:
         async with AsyncExitStack() as stack:
-            ground = await stack.enter_async_context(open_ground(settings, clock, random))
+            traffic = Traffic()
+            ground = await stack.enter_async_context(open_ground(settings, clock, random, traffic))
             node = Node(
                 settings,
                 ground.stores,
@@ -109,6 +111,7 @@ async def running(
                 check_javascript=check_javascript,
                 clock=clock,
                 random=random,
+                traffic=traffic,
             )
             await stack.enter_async_context(node.serving(listening))
             yield node
@@ -158,10 +161,12 @@ class Node:
         random: Random,
         holds_folder: bool = False,
         links: Links | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
         """`is_alone`: the stores are locked for this process, so whoever wrote before is gone.
         `holds_folder`: no other process of this node is there, so its logs are nobody's.
-        `links` to other nodes: websockets if they are not given."""
+        `links` to other nodes: websockets if they are not given. `traffic`: what the stores ask
+        of servers."""
         self._settings = settings
         self._is_alone = is_alone
         self._began_ms = clock.now_ms()
@@ -292,6 +297,7 @@ class Node:
             self.presence,
             queues,
             clock,
+            traffic=traffic or Traffic(),
             shard_count=settings.shard_count,
             is_alone=is_alone,
             is_ready=self._is_ready,

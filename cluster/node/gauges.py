@@ -11,6 +11,7 @@ from cluster.node.incarnation import Home
 from cluster.sharding.membership import Presence
 from cluster.store.lease_ports import Member
 from cluster.store.queue_ports import Queues, task_type_of
+from cluster.store.traffic import Traffic
 
 _LAG_EVERY_S = 0.1
 
@@ -26,6 +27,7 @@ class Gauges:
         queues: Queues,
         clock: Clock,
         *,
+        traffic: Traffic,
         shard_count: int,
         is_alone: bool,
         is_ready: Callable[[], bool],
@@ -37,6 +39,7 @@ class Gauges:
         self._presence = presence
         self._queues = queues
         self._clock = clock
+        self._traffic = traffic
         self._shard_count = shard_count
         self._is_alone = is_alone
         self._is_ready = is_ready
@@ -45,6 +48,7 @@ class Gauges:
     async def measure(self) -> None:
         """Set the gauges that nobody keeps up to date."""
         await self._measure_queues()
+        self._measure_traffic()
         metrics, incarnation = self._metrics, self._home.incarnation
         metrics.node_ready.of().set(self._is_ready())
         metrics.shard_count.of().set(self._shard_count)
@@ -65,6 +69,13 @@ class Gauges:
         metrics.commit_log_pending_bytes.of().set(
             incarnation.checkpoint.pending_bytes + incarnation.commit_log.pending_bytes
         )
+
+    def _measure_traffic(self) -> None:
+        metrics = self._metrics
+        for labels, flow in self._traffic.flows.items():
+            metrics.store_requests.of(*labels).value = flow.requests
+            metrics.store_items.of(*labels).value = flow.items
+            metrics.store_sent_bytes.of(*labels).value = flow.sent_bytes
 
     async def _measure_queues(self) -> None:
         metrics, now_ms = self._metrics, self._clock.now_ms()

@@ -17,6 +17,7 @@ from cluster.store.memory.queues import MemoryTaskQueues
 from cluster.store.ports import Stores
 from cluster.store.queue_ports import Queues
 from cluster.store.sql import open_sqlite
+from cluster.store.traffic import Traffic
 from cluster.urls import (
     CassandraUrl,
     MemoryUrl,
@@ -38,10 +39,12 @@ class Ground(NamedTuple):
 
 
 @asynccontextmanager
-async def open_ground(settings: Settings, clock: Clock, random: Random) -> AsyncIterator[Ground]:
-    """The ports that `store_url` and `queue_url` name."""
+async def open_ground(
+    settings: Settings, clock: Clock, random: Random, traffic: Traffic
+) -> AsyncIterator[Ground]:
+    """The ports that `store_url` and `queue_url` name; `traffic` counts what they ask servers."""
     async with AsyncExitStack() as stack:
-        stores = await stack.enter_async_context(open_stores(settings, clock, random))
+        stores = await stack.enter_async_context(open_stores(settings, clock, random, traffic))
         if settings.is_alone:
             leases, membership = MemoryLeases(), MemoryMembership(clock)
             yield Ground(stores, MemoryTaskQueues(), leases, membership, is_alone=True)
@@ -57,13 +60,16 @@ async def open_ground(settings: Settings, clock: Clock, random: Random) -> Async
                 clock=clock,
                 random=random,
                 partitions=settings.queue_partitions,
+                traffic=traffic,
             )
         )
         yield Ground(stores, redis.queues, redis.leases, redis.membership, is_alone=False)
 
 
 @asynccontextmanager
-async def open_stores(settings: Settings, clock: Clock, random: Random) -> AsyncIterator[Stores]:
+async def open_stores(
+    settings: Settings, clock: Clock, random: Random, traffic: Traffic | None = None
+) -> AsyncIterator[Stores]:
     """The stores that `store_url` names."""
     match parse_store_url(settings.store_url):
         case SqliteUrl(path):
@@ -85,6 +91,7 @@ async def open_stores(settings: Settings, clock: Clock, random: Random) -> Async
                 consistency=Consistency(
                     settings.cassandra_consistency, settings.cassandra_serial_consistency
                 ),
+                traffic=traffic,
             ) as stores:
                 yield stores
 

@@ -3,7 +3,7 @@
 import struct
 import zlib
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from cassandra.query import BoundStatement
 
@@ -19,6 +19,9 @@ _TOGETHER_PARTITIONS = 10
 _TOGETHER_BYTES = 4 * 1024
 _ROW_BYTES = 48
 
+_Write: TypeAlias = tuple[Prepared, Sequence[bytes | None], int]
+"""A statement, its values, and about how many bytes they are."""
+
 
 class Writes:
     """Gathers encoded rows by partition; `send` writes them in unlogged batches.
@@ -29,13 +32,17 @@ class Writes:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._partitions: dict[Hashable, list[tuple[Prepared, Sequence[bytes | None], int]]] = {}
+        self._partitions: dict[Hashable, list[_Write]] = {}
 
     def add(
         self, partition: Hashable, prepared: Prepared, values: Sequence[bytes | None], size: int = 0
     ) -> None:
         """One row: the values are encoded already; `size` is what the large ones take."""
-        self._partitions.setdefault(partition, []).append((prepared, values, size + _ROW_BYTES))
+        size += _ROW_BYTES
+        flow = prepared.flow
+        flow.items += 1
+        flow.sent_bytes += size
+        self._partitions.setdefault(partition, []).append((prepared, values, size))
 
     async def send(self) -> None:
         """Durable when it returns."""
@@ -45,39 +52,44 @@ class Writes:
 
     def _statements(self) -> list[Statement]:
         whole: list[Statement] = []
-        together, partitions, size = self._session.batch(), 0, 0
+        together: list[_Write] = []
+        partitions = size = 0
         for rows in self._partitions.values():
             bytes_all = sum(row[2] for row in rows)
             if bytes_all > _TOGETHER_BYTES // 2 or len(self._partitions) == 1:
                 whole += self._of_one_partition(rows)
                 continue
             if partitions == _TOGETHER_PARTITIONS or size + bytes_all > _TOGETHER_BYTES:
-                whole.append(together)
-                together, partitions, size = self._session.batch(), 0, 0
-            for prepared, values, _ in rows:
-                together.add(bound(prepared, values))
+                whole.append(self._batch(together))
+                together, partitions, size = [], 0, 0
+            together += rows
             partitions += 1
             size += bytes_all
-        if partitions:
-            whole.append(together)
+        if together:
+            whole.append(self._batch(together))
         return whole
 
-    def _of_one_partition(
-        self, rows: list[tuple[Prepared, Sequence[bytes | None], int]]
-    ) -> list[Statement]:
-        if len(rows) == 1:
-            return [bound(rows[0][0], rows[0][1])]
+    def _of_one_partition(self, rows: list[_Write]) -> list[Statement]:
         batches: list[Statement] = []
-        batch, count, size = self._session.batch(), 0, 0
-        for prepared, values, row_bytes in rows:
-            if count == _BATCH_ROWS or (count and size + row_bytes > _BATCH_BYTES):
-                batches.append(batch)
-                batch, count, size = self._session.batch(), 0, 0
-            batch.add(bound(prepared, values))
-            count += 1
+        begin = size = 0
+        for at, (_, _, row_bytes) in enumerate(rows):
+            if at - begin == _BATCH_ROWS or (at > begin and size + row_bytes > _BATCH_BYTES):
+                batches.append(self._batch(rows[begin:at]))
+                begin, size = at, 0
             size += row_bytes
-        batches.append(batch)
+        batches.append(self._batch(rows[begin:]))
         return batches
+
+    def _batch(self, rows: list[_Write]) -> Statement:
+        prepared, values, _ = rows[0]
+        if len(rows) == 1:
+            return bound(prepared, values)
+        batch = self._session.batch(prepared.flow)
+        # Through the first row it learns where to go.
+        batch.add(bound(prepared, values))
+        for prepared, values, _ in rows[1:]:
+            batch._add_statement_and_params(True, prepared.query_id, values)
+        return batch
 
 
 def bound(prepared: Prepared, values: Sequence[bytes | None]) -> Any:

@@ -75,6 +75,9 @@ class CassandraLogStore:
     async def append(self, log: LogId, position: int, entry: bytes) -> None:
         self._refuse_other_bytes(log, position, entry)
         values = (log.encode(), int64(segment_of(position)), int64(position), entry)
+        flow = self._append.flow
+        flow.items += 1
+        flow.sent_bytes += len(entry)
         await self._session.execute(bound(self._append, values))
         # Only now: a fence read before the insert was acknowledged proves nothing.
         await self.check_open(log)

@@ -23,9 +23,16 @@ from cassandra.policies import (
     ExponentialReconnectionPolicy,
     TokenAwarePolicy,
 )
-from cassandra.query import BatchStatement, BatchType, SimpleStatement, tuple_factory
+from cassandra.query import (
+    BatchStatement,
+    BatchType,
+    BoundStatement,
+    SimpleStatement,
+    tuple_factory,
+)
 
 from cluster.errors import StoreFault
+from cluster.store.traffic import Flow, Traffic
 from cluster.urls import CassandraUrl
 
 # The driver has no types: its statements and rows stay Any, and go no further than this package.
@@ -48,6 +55,7 @@ _REQUEST_S = 10.0
 
 _CHANGE_S = 60.0
 _TABLE = re.compile(r"\b(FROM|INTO|UPDATE) (\w+)")
+_SERVER = "cassandra"
 _RECONNECT_S = (0.25, 4.0)
 _HEARTBEAT_S = 5
 _IN_FLIGHT_MAX = 64
@@ -69,8 +77,12 @@ class Consistency:
 class Session:
     """Statements in, rows out. StoreFault: no answer in time, or a refusal."""
 
-    def __init__(self, session: Any, keyspace: str, consistency: Consistency) -> None:
+    def __init__(
+        self, session: Any, keyspace: str, consistency: Consistency, traffic: Traffic
+    ) -> None:
         self._session = session
+        self._traffic = traffic
+        self._others = traffic.of(_SERVER, "other")
         self.keyspace = keyspace
         self._loop = asyncio.get_running_loop()
         self._quorum = _LEVELS[consistency.quorum]
@@ -78,8 +90,6 @@ class Session:
         self._answers: deque[_Answer] = deque()
         self._is_waking = False
         self._writes = asyncio.Semaphore(_IN_FLIGHT_MAX)
-        self.requests = 0
-        """How many were sent; what a request costs hardly depends on what it carries."""
 
     def prepare(self, cql: str) -> Prepared:
         """A statement at QUORUM, its condition, if it has one, at SERIAL. Blocks."""
@@ -92,6 +102,7 @@ class Session:
         prepared.serial_consistency_level = self._serial
         # Explicit timestamps and conditions make every statement of ours repeatable.
         prepared.is_idempotent = True
+        prepared.flow = self._traffic.of(_SERVER, _kind(cql))
         return prepared
 
     def prepare_serial(self, cql: str) -> Prepared:
@@ -100,9 +111,17 @@ class Session:
         prepared.consistency_level = self._serial
         return prepared
 
-    def batch(self) -> BatchStatement:
-        """An empty unlogged batch at QUORUM."""
-        return BatchStatement(BatchType.UNLOGGED, consistency_level=self._quorum)
+    def batch(self, flow: Flow) -> BatchStatement:
+        """An empty unlogged batch at QUORUM, counted as a request of this flow."""
+        batch = BatchStatement(BatchType.UNLOGGED, consistency_level=self._quorum)
+        batch.flow = flow
+        return batch
+
+    @property
+    def requests(self) -> int:
+        """How many were sent."""
+        flows = self._traffic.flows.items()
+        return sum(flow.requests for (server, _), flow in flows if server == _SERVER)
 
     async def run(self, cql: str, values: Values = ()) -> list[Any]:
         """A statement that is not worth preparing, its values as `%s`; all of its few rows."""
@@ -172,7 +191,7 @@ class Session:
         timeout_s: float = _REQUEST_S,
     ) -> "asyncio.Future[_Answer]":
         waiter: asyncio.Future[_Answer] = self._loop.create_future()
-        self.requests += 1
+        self._count(statement)
         try:
             response = self._session.execute_async(
                 statement, values, timeout=timeout_s, paging_state=paging_state
@@ -186,6 +205,14 @@ class Session:
             errback_args=(waiter,),
         )
         return waiter
+
+    def _count(self, statement: Statement) -> None:
+        if isinstance(statement, BoundStatement):
+            statement.prepared_statement.flow.requests += 1
+        elif isinstance(statement, BatchStatement):
+            statement.flow.requests += 1
+        else:
+            self._others.requests += 1
 
     # -- on the driver's thread
 
@@ -246,6 +273,13 @@ class _Answer:
         return list(ResultSet(self._response, self.rows).column_names)
 
 
+def _kind(cql: str) -> str:
+    """`insert log_entries`: the verb and the table."""
+    found = _TABLE.search(cql)
+    assert found is not None, cql
+    return f"{cql.split(maxsplit=1)[0].lower()} {found[2]}"
+
+
 def fault_of(error: Exception) -> StoreFault:
     """The driver's error in words of ours."""
     if isinstance(error, NoHostAvailable):
@@ -258,8 +292,12 @@ def fault_of(error: Exception) -> StoreFault:
 
 
 @asynccontextmanager
-async def connected(url: CassandraUrl, consistency: Consistency) -> AsyncIterator[Session]:
-    """A session with the cluster that `url` names. StoreFault: no node of it can be reached.
+async def connected(
+    url: CassandraUrl, consistency: Consistency, traffic: Traffic | None = None
+) -> AsyncIterator[Session]:
+    """A session with the cluster that `url` names; `traffic` counts what it sends.
+
+    StoreFault: no node of it can be reached.
 
     Connections that break are opened again by the driver, for as long as the session lives.
     """
@@ -269,7 +307,7 @@ async def connected(url: CassandraUrl, consistency: Consistency) -> AsyncIterato
             session = await asyncio.to_thread(driver.connect)
         except (DriverException, NoHostAvailable) as error:
             raise _not_reached(url, error) from error
-        yield Session(session, url.keyspace, consistency)
+        yield Session(session, url.keyspace, consistency, traffic or Traffic())
     finally:
         await asyncio.to_thread(driver.shutdown)
 

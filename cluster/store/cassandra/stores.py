@@ -16,6 +16,7 @@ from cluster.store.cassandra.session import Consistency, Session, connected
 from cluster.store.cassandra.settled import Settled
 from cluster.store.cassandra.shards import CassandraShardTable
 from cluster.store.ports import Stores
+from cluster.store.traffic import Traffic
 from cluster.urls import CassandraUrl
 
 
@@ -27,13 +28,16 @@ async def open_cassandra(
     clock: Clock,
     random: Random,
     consistency: Consistency,
+    traffic: Traffic | None = None,
 ) -> AsyncIterator[Stores]:
     """The stores in the keyspace that `url` names, which `podium schema apply` has set up.
+
+    `traffic` counts what is sent.
 
     StoreFault: no node answers. Conflict: the schema is missing, older or newer, or the cluster
     was created with another shard count.
     """
-    async with connected(url, consistency) as session:
+    async with connected(url, consistency, traffic) as session:
         await schema.check(session, url.keyspace)
         # Preparing statements waits for answers.
         stores = await asyncio.to_thread(stores_of, session, shard_count, clock, random)

@@ -11,6 +11,7 @@ from cluster.logs import get_log
 from cluster.store.redis.connection import connected
 from cluster.store.redis.leases import RedisLeases, RedisMembership, SignsOfLife
 from cluster.store.redis.queues import RedisTaskQueues
+from cluster.store.traffic import Traffic
 from cluster.urls import MemoryUrl, RedisClusterUrl, parse_queue_url
 
 log = get_log(__name__)
@@ -36,13 +37,16 @@ async def open_redis(
     partitions: int = 0,
     timeout_ms: int = 3_000,
     prefix: str = "podium",
+    traffic: Traffic | None = None,
 ) -> AsyncIterator[RedisStores]:
     """Queues, leases and membership at a `redis…://` address. Connects with the first call.
 
     `shard_count` shards must be counted after a loss before limits hold (QueueUpkeep). All nodes
     of a cluster give the same `partitions`: into so many the task types are divided; 0 = one on
     a single server, 16 in a Redis Cluster. Clusters that share a server have different prefixes.
+    `traffic` counts what is sent.
     """
+    traffic = traffic or Traffic()
     parsed = parse_queue_url(url)
     assert not isinstance(parsed, MemoryUrl), "memory:// is no server"
     if not partitions:
@@ -55,8 +59,9 @@ async def open_redis(
             shard_count=shard_count,
             clock=clock,
             random=random,
+            traffic=traffic,
         )
-        life = SignsOfLife(connection, prefix, random)
+        life = SignsOfLife(connection, prefix, random, traffic)
         # No TaskGroup: what the caller raises shall reach its caller as it is.
         loops = [asyncio.create_task(queues.run()), asyncio.create_task(life.run())]
         for loop in loops:

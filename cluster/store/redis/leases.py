@@ -10,6 +10,7 @@ from cluster.store.lease_ports import LeasesSeen, Member, MembersSeen
 from cluster.store.ports import LogId
 from cluster.store.redis.connection import Connection, Script
 from cluster.store.redis.gathering import Gathering, Operation
+from cluster.store.traffic import Traffic
 
 # Beats are few and small: a full memory must not look like the death of every node.
 _SCRIPT = Script("leases.lua", flags=" flags=allow-oom")
@@ -20,10 +21,13 @@ _decode_member = msgspec.msgpack.Decoder(Member).decode
 class SignsOfLife:
     """The one place in Redis where all nodes say that they live."""
 
-    def __init__(self, connection: Connection, prefix: str, random: Random) -> None:
+    def __init__(
+        self, connection: Connection, prefix: str, random: Random, traffic: Traffic
+    ) -> None:
         self._connection = connection
         self._key = f"{prefix}:{{life}}:token"
         self._random = random
+        self._calls = traffic.of("redis", "leases")
         self._gathering = Gathering(self._call)
         self.ask = self._gathering.ask
         self.run = self._gathering.run
@@ -31,6 +35,8 @@ class SignsOfLife:
     async def _call(self, operations: Sequence[Operation]) -> Sequence[Any]:
         token = f"{self._random.bits(64):016x}"
         arguments = [argument for operation in operations for argument in operation]
+        self._calls.requests += 1
+        self._calls.items += len(operations)
         return await self._connection.run(_SCRIPT, self._key, [token, *arguments])
 
 

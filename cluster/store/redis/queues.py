@@ -39,6 +39,7 @@ from cluster.store.redis.connection import (
     pass_cancellation,
 )
 from cluster.store.redis.gathering import Gathering, Operation
+from cluster.store.traffic import Traffic
 
 log = get_log(__name__)
 
@@ -79,6 +80,7 @@ class RedisTaskQueues:
         shard_count: int,
         clock: Clock,
         random: Random,
+        traffic: Traffic,
     ) -> None:
         self._connection = connection
         self._clock = clock
@@ -93,6 +95,7 @@ class RedisTaskQueues:
                 shard_count=shard_count,
                 random=random,
                 wake=self._woken,
+                traffic=traffic,
             )
             for number in range(partitions)
         ]
@@ -339,8 +342,11 @@ class _Partition:
         shard_count: int,
         random: Random,
         wake: Callable[[Sequence[Any]], None],
+        traffic: Traffic,
     ) -> None:
         self._connection = connection
+        self._traffic = traffic
+        self._calls = traffic.of("redis", "queues")
         self._key = key
         self._node = node
         self._partitions = partitions
@@ -367,6 +373,9 @@ class _Partition:
     async def _run(self, script: Script, operations: Sequence[Operation]) -> Sequence[Any]:
         self._sent += 1
         number = self._sent
+        # One argument: the driver takes its time for each.
+        encoded = _encode(list(chain.from_iterable(operations)))
+        self._count(operations, len(encoded))
         generation, wakes, *answers = await self._connection.run(
             script,
             self._key,
@@ -376,8 +385,7 @@ class _Partition:
                 self._answered,
                 f"{self._random.bits(64):016x}/{self._partitions}",
                 self._shard_count,
-                # One argument: the driver takes its time for each.
-                _encode(list(chain.from_iterable(operations))),
+                encoded,
             ],
         )
         self._answered = number
@@ -386,6 +394,12 @@ class _Partition:
             # Whoever awaits an answer must find that its wakes have come before it.
             self._wake(wakes)
         return answers
+
+    def _count(self, operations: Sequence[Operation], size: int) -> None:
+        self._calls.requests += 1
+        self._calls.sent_bytes += size
+        for operation in operations:
+            self._traffic.of("redis", operation[0]).items += 1
 
 
 def _needs_memory(operation: Operation) -> bool:
