@@ -1,8 +1,10 @@
 """Group commit: order, grouping, and what is acknowledged when the store fails."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 
 import pytest
 
@@ -25,7 +27,7 @@ ONE = workflow_id()
 class Node:
     """A commit log over a store, and all that it called back, in order."""
 
-    def __init__(self, store: MemoryLogStore, **options: int) -> None:
+    def __init__(self, store: MemoryLogStore, *, gathers: bool = False, **options: int) -> None:
         self.store = store
         self.heard: list[object] = []
         self.lost: list[Fenced] = []
@@ -37,6 +39,7 @@ class Node:
             send=self.heard.append,
             on_committed=self._on_committed,
             on_lost=self.lost.append,
+            gathers=gathers,
             **options,
         )
 
@@ -49,8 +52,10 @@ class Node:
 
 
 @asynccontextmanager
-async def running(store: MemoryLogStore, **options: int) -> AsyncIterator[Node]:
-    node = Node(store, **options)
+async def running(
+    store: MemoryLogStore, *, gathers: bool = False, **options: int
+) -> AsyncIterator[Node]:
+    node = Node(store, gathers=gathers, **options)
     await store.create(LOG)
     run = asyncio.create_task(node.log.run())
     await turn()
@@ -137,6 +142,63 @@ async def test_the_next_entry_gathers_while_one_is_in_flight() -> None:
         await node.log.drain()
         assert [rows_of(entry) for _, entry in node.store.tried] == [[b"a"], [b"b", b"c", b"d"]]
         assert node.heard == [1, ["1"], 2, ["2", "3", "4"]]
+
+
+async def test_who_was_answered_has_time_to_ask_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if an append took ten seconds: what ends the gathering is who comes, not the time.
+    monkeypatch.setattr("cluster.sharding.commit_log._GATHERING_S_MAX", 10.0)
+    monkeypatch.setattr(
+        "cluster.sharding.commit_log.stopwatch_s", partial(next, itertools.count(0, 10))
+    )
+    async with running(HeldLogStore(), gathers=True) as node:
+        assert isinstance(node.store, HeldLogStore)
+
+        async def ask(data: bytes) -> None:
+            await node.log.committed(node.put(data))
+
+        first = [asyncio.create_task(ask(b"1")), asyncio.create_task(ask(b"2"))]
+        await turn()
+        other = asyncio.create_task(ask(b"3"))
+        await turn()
+        node.store.let_through()
+        await asyncio.gather(*first)
+        await turn()
+        assert len(node.store.tried) == 1
+        again = [asyncio.create_task(ask(b"4"))]
+        await turn()
+        assert len(node.store.tried) == 1
+        again.append(asyncio.create_task(ask(b"5")))
+        await turn()
+        assert [rows_of(entry) for _, entry in node.store.tried][1:] == [[b"3", b"4", b"5"]]
+        node.store.let_through()
+        await asyncio.gather(other, *again)
+
+
+async def test_one_alone_is_never_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.sharding.commit_log._GATHERING_S_MAX", 10.0)
+    monkeypatch.setattr(
+        "cluster.sharding.commit_log.stopwatch_s", partial(next, itertools.count(0, 10))
+    )
+    async with running(HeldLogStore(), gathers=True) as node:
+        assert isinstance(node.store, HeldLogStore)
+        for count in range(1, 4):
+            asked = asyncio.create_task(node.log.committed(node.put(b"x")))
+            await turn()
+            assert len(node.store.tried) == count
+            node.store.let_through()
+            await asked
+
+
+async def test_who_was_answered_is_not_waited_for_longer_than_the_append_took() -> None:
+    async with running(HeldLogStore(), gathers=True) as node:
+        assert isinstance(node.store, HeldLogStore)
+        first = asyncio.create_task(node.log.committed(node.put(b"1")))
+        await turn()
+        other = asyncio.create_task(node.log.committed(node.put(b"2")))
+        await turn()
+        node.store.let_through()
+        node.store.let_through()
+        await asyncio.gather(first, other)
 
 
 async def test_a_full_entry_is_followed_by_another() -> None:
