@@ -96,8 +96,10 @@ class Dispatcher:
         timers: Timers,
         clock: Clock,
         ended: Callable[[WorkflowId], None],
+        together: bool = False,
     ) -> None:
-        self._lane = QueueLane(queues, clock)
+        """`together` is that of `QueueLane`."""
+        self._lane = QueueLane(queues, clock, together=together)
         self._outside = outside
         self._timers = timers
         self._clock = clock

@@ -36,9 +36,11 @@ class _Batch:
 class QueueLane:
     """Runs on its own: while the queues are away timers fire and scripts run all the same."""
 
-    def __init__(self, queues: TaskQueues, clock: Clock) -> None:
+    def __init__(self, queues: TaskQueues, clock: Clock, *, together: bool = False) -> None:
+        """`together`: for queues that send what is asked for at the same time as one call."""
         self._queues = queues
         self._clock = clock
+        self._together = together
         self._batches: deque[_Batch] = deque()
         """In order; the last one is being filled."""
         self._bytes = 0
@@ -114,12 +116,18 @@ class QueueLane:
 
     async def _carry_out(self, batch: _Batch) -> None:
         queues = self._queues
+        calls: list[Callable[[], Awaitable[None]]] = []
         if batch.pushes:
-            await self._insist(lambda: queues.push(batch.pushes, now_ms=self._clock.now_ms()))
+            calls.append(lambda: queues.push(batch.pushes, now_ms=self._clock.now_ms()))
         if batch.held:
-            await self._insist(lambda: queues.hold(batch.held))
+            calls.append(lambda: queues.hold(batch.held))
         if batch.acknowledged:
-            await self._insist(lambda: queues.acknowledge(batch.acknowledged))
+            calls.append(lambda: queues.acknowledge(batch.acknowledged))
+        if self._together and len(calls) > 1:
+            await asyncio.gather(*(self._insist(call) for call in calls))
+            return
+        for call in calls:
+            await self._insist(call)
 
     async def _insist(self, call: Callable[[], Awaitable[None]]) -> None:
         async def attempt() -> None:

@@ -22,6 +22,7 @@ class Notes:
         self.told: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
         self.calls = 0
         self.faults = 0
+        self.under_way = self.under_way_most = 0
 
     async def push(self, batch: Mapping[str, Sequence[QueueItem]], *, now_ms: int) -> None:
         await self._called()
@@ -43,16 +44,19 @@ class Notes:
 
     async def _called(self) -> None:
         self.calls += 1
+        self.under_way += 1
+        self.under_way_most = max(self.under_way, self.under_way_most)
         await asyncio.sleep(0.01)
+        self.under_way -= 1
         if self.faults:
             self.faults -= 1
             raise Unavailable("away")
 
 
-def with_lane(test: Any) -> None:
+def with_lane(test: Any, *, together: bool = False) -> None:
     async def main() -> None:
         notes = Notes()
-        lane = QueueLane(cast(TaskQueues, notes), VirtualClock())
+        lane = QueueLane(cast(TaskQueues, notes), VirtualClock(), together=together)
         running = asyncio.create_task(lane.run())
         await test(lane, notes)
         running.cancel()
@@ -70,8 +74,9 @@ async def done(lane: QueueLane) -> None:
     await marker
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("seed", range(30))
-def test_each_task_is_told_in_order_however_calls_are_grouped(seed: int) -> None:
+def test_each_task_is_told_in_order_however_calls_are_grouped(seed: int, together: bool) -> None:
     async def test(lane: QueueLane, notes: Notes) -> None:
         random = Random(seed)
         notes.faults = random.randrange(3)
@@ -93,19 +98,21 @@ def test_each_task_is_told_in_order_however_calls_are_grouped(seed: int) -> None
         await done(lane)
         assert notes.told == expected
 
-    with_lane(test)
+    with_lane(test, together=together)
 
 
-def test_calls_about_different_tasks_go_together() -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_calls_about_different_tasks_go_together(together: bool) -> None:
     async def test(lane: QueueLane, notes: Notes) -> None:
         for number in range(100):
             lane.push("q", item(f"new-{number}", 1))
             lane.acknowledge("q", TaskId(f"old-{number}"))
         await done(lane)
         assert notes.calls == 2
+        assert notes.under_way_most == (2 if together else 1)
         assert len(notes.told) == 200
 
-    with_lane(test)
+    with_lane(test, together=together)
 
 
 def test_a_mark_is_set_when_all_before_it_is_done_and_not_earlier() -> None:
