@@ -120,6 +120,7 @@ class Incarnation:
             timers=self._timers,
             clock=clock,
             ended=self._ended,
+            together=not settings.is_alone,
         )
         self.checkpoint = Checkpoint(
             stores,
@@ -143,6 +144,7 @@ class Incarnation:
             on_committed=self.checkpoint.add,
             on_lost=self.lose,
             entry_bytes_max=settings.log_entry_bytes,
+            gathers=not settings.is_alone,
         )
         self.lease = LeaseKeeper(
             front.leases,
@@ -379,14 +381,19 @@ class Incarnation:
 
     def _describe(self, workflow_id: WorkflowId, header: bytes) -> Described:
         execution = self.residents.executions.get(workflow_id)
-        return describe(
+        described = describe(
             workflow_id,
             header,
             may_lack_effects=not self._are_effects_out
             or self._dispatcher.is_under_way(workflow_id)
             or (execution is not None and bool(execution.scripts))
             or bool(self._unrecovered or self._recovery.pending),
+            was_open=workflow_id not in self.residents.never_written,
         )
+        if described.open is not None:
+            # From now on, also if the write is cut short, it may be in the open set.
+            self.residents.never_written.discard(workflow_id)
+        return described
 
     def _written(self, workflow_ids: Sequence[WorkflowId], position: int) -> None:
         self.residents.written(workflow_ids, position)

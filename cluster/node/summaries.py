@@ -13,10 +13,15 @@ def describe_replayed(workflow_id: WorkflowId, encoded: bytes) -> Described:
 
 
 def describe(
-    workflow_id: WorkflowId, encoded: bytes, *, may_lack_effects: bool = False
+    workflow_id: WorkflowId,
+    encoded: bytes,
+    *,
+    may_lack_effects: bool = False,
+    was_open: bool = True,
 ) -> Described:
     """Read a header row. `may_lack_effects`: not all that this workflow has asked for so far has
-    reached its queue, or been answered: whoever owns it next has to issue it again."""
+    reached its queue, or been answered: whoever owns it next has to issue it again. `was_open` is
+    that of `Described`."""
     header = decode_header(encoded)
     # A run that has ended may still have tasks to cancel, a failure workflow to start, or orders
     # that no other shard has acknowledged.
@@ -45,4 +50,5 @@ def describe(
             created_by=header.created_by or None,
             idempotency_key=header.idempotency_key,
         ),
+        was_open=was_open,
     )

@@ -42,6 +42,8 @@ class Residents:
         self._bytes_max = bytes_max
         self._settle = settle
         self.executions: dict[WorkflowId, Execution] = {}
+        self.never_written: set[WorkflowId] = set()
+        """Begun here, and not seen by a checkpoint yet."""
         self._loading: dict[WorkflowId, asyncio.Future[None]] = {}
         self._dropped: dict[WorkflowId, int] = {}
         self._removed: dict[WorkflowId, int] = {}
@@ -64,6 +66,10 @@ class Residents:
 
     def add(self, execution: Execution) -> None:
         """A new execution."""
+        self.never_written.add(execution.id)
+        self._keep(execution)
+
+    def _keep(self, execution: Execution) -> None:
         self.executions[execution.id] = execution
         parent = execution.header.parent_id
         if parent is not None and same_slot(parent, execution.id):
@@ -105,6 +111,7 @@ class Residents:
 
     def written(self, workflow_ids: Sequence[WorkflowId], position: int) -> None:
         """The store has all rows of these up to `position`: those at rest may go."""
+        self.never_written.difference_update(workflow_ids)
         for workflow_id in workflow_ids:
             execution = self.executions.get(workflow_id)
             if execution is None:
@@ -137,6 +144,7 @@ class Residents:
 
     def _remove(self, execution: Execution) -> None:
         del self.executions[execution.id]
+        self.never_written.discard(execution.id)
         self.bytes -= self._weights.pop(execution.id, 0)
         parent = execution.header.parent_id
         if parent is not None and same_slot(parent, execution.id):
@@ -200,7 +208,7 @@ class Residents:
             raise NotOwner(f"The shard of workflow {workflow_id} has moved")
         execution = load(workflow_id, rows, plan_of)
         rebuild_timers(execution)
-        self.add(execution)
+        self._keep(execution)
 
 
 def _slices(executions: list[Execution]) -> Iterator[list[Execution]]:
