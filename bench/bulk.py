@@ -6,7 +6,7 @@ exchanges of --batch items. Both are closed loops; CPU is that of the server's p
 window, checkpoints included, because the load before and in the window is the same. Every workflow
 that was started is looked up at the end.
 
-    python bench/bulk.py [--seconds 10] [--warmup 4] [--rounds 3] [--batch 200] [--scenario ...]
+    python -m bench.bulk [--seconds 10] [--warmup 4] [--rounds 3] [--batch 200] [--scenario ...]
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from typing import Any
 import aiohttp
 import orjson
 import uvloop
-from measuring import ROOT, Server, cpu_ms_of, is_sound, load, podium
-from rest_load import _children, cpu_only, definitions
+
+from bench.measuring import ROOT, Server, cpu_ms_of, is_sound, load, podium
+from bench.rest_load import _children, cpu_only, definitions
 
 SCENARIOS = ("simple1", "chain5", "fork10")
 OPEN_BATCHES = 6
@@ -62,7 +63,8 @@ class BulkLoad:
             began, done, cpu = time.perf_counter(), self.workflows_done, self._cpu_s()
             await asyncio.sleep(seconds)
             took = time.perf_counter() - began
-            done, cpu = self.workflows_done - done, self._cpu_s() - cpu
+            done, after = self.workflows_done - done, self._cpu_s()
+            cpu_s = {name: after[name] - before for name, before in cpu.items()}
             self._is_producing = False
             self._room.set()
             await asyncio.gather(*running)
@@ -72,7 +74,8 @@ class BulkLoad:
             left = await self._not_completed()
         return {
             "wf_per_s": done / took,
-            "cpu_ms": 1000 * cpu / done if done else float("nan"),
+            "cpu_ms": 1000 * sum(cpu_s.values()) / done if done else float("nan"),
+            "cpu_cores": {name: used / took for name, used in cpu_s.items()},
             "started": len(self.ids),
             "not_completed": left,
             "errors": dict(self.errors),
@@ -87,9 +90,10 @@ class BulkLoad:
         except TimeoutError:
             self.errors["not done in time"] += 1
 
-    def _cpu_s(self) -> float:
+    def _cpu_s(self) -> dict[str, float]:
         children = _children()
-        return sum(float(cpu_only(pid, children)) for pid in self._server.processes.values())
+        processes = self._server.processes.items()
+        return {name: float(cpu_only(pid, children)) for name, pid in processes}
 
     async def _call(self, method: str, path: str, body: Any = None) -> Any:
         async with self._session.request(

@@ -277,12 +277,18 @@ def conductor(store: str, *, version: str, heap: str) -> Iterator[Server]:
                 redis.wait()
 
 
-def load(server: Server, scenario: str, *, seconds: float, warmup: float) -> dict[str, Any]:
-    """What rest_load.py found out (its last line of output), all ids verified."""
+def load(
+    server: Server, scenario: str, *, seconds: float, warmup: float, rate: float = 0
+) -> dict[str, Any]:
+    """What rest_load.py found out (its last line of output), all ids verified.
+
+    `rate`: workflows per second that are offered; 0: as many as it can take.
+    """
     watch = ",".join(f"{name}={pid}" for name, pid in server.processes.items())
     command = [sys.executable, str(ROOT / "bench" / "rest_load.py")]
     command += ["--base-url", server.base_url, "--scenario", scenario, "--watch", watch]
     command += ["--duration", str(seconds), "--warmup", str(warmup)]
+    command += ["--rate", str(rate)] if rate else []
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return row
