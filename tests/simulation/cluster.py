@@ -49,6 +49,7 @@ class SimulatedNode:
                     node_id=name,
                     shard_count=SHARD_COUNT,
                     audit_interval_ms=3_600_000,
+                    **cluster.limits,
                 ),
                 cluster.store.seen_by(network, process, name),
                 queues,
@@ -88,6 +89,8 @@ class Cluster:
         self.redis = RedisServer(world, ledger, SHARD_COUNT)
         self.scripts = scripts()
         self.wall_offsets_ms: dict[str, int] = {}
+        self.limits: dict[str, Any] = {}
+        """Settings of all nodes that are not the usual ones."""
         self.doubles = 0.02
         """Share of the requests that a client sends to two nodes at once."""
         self.nodes: dict[str, SimulatedNode] = {}

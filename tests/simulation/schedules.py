@@ -184,6 +184,21 @@ def _clocks_ten_minutes_apart(stage: Stage) -> None:
     stage.at(4.0, lambda: stage.crash("n1", back_after_s=2.0))
 
 
+def _no_room(cluster: Cluster) -> None:
+    cluster.limits = {"log_backlog_transitions": 1}
+
+
+def _too_little_room(stage: Stage) -> None:
+    """Next to nothing may wait for the log, and appends take long: starts are refused, polls find
+    nothing, what was acknowledged goes on; an owner dies in the midst of it."""
+
+    def script(place: str, name: str) -> str | None:
+        return "slow" if name == "insert" and stage.world.random.random() < 0.3 else None
+
+    stage.cluster.store.service.script = script
+    stage.at(5.0, lambda: stage.crash(stage.owner(), back_after_s=1.0))
+
+
 _TAKEN = "takeover: by another node"
 _LOST = "log: lost by a living process"
 
@@ -202,5 +217,8 @@ SCHEDULES = {
     "Redis loses a second": Schedule(_redis_loses_a_second, ("redis: failed over",)),
     "clocks ten minutes apart": Schedule(
         _clocks_ten_minutes_apart, ("takeover: by the same node",), before=_clocks_apart
+    ),
+    "too little room": Schedule(
+        _too_little_room, ("request: refused for want of room",), before=_no_room
     ),
 }

@@ -11,7 +11,7 @@ import orjson
 from cluster.engine.events import Event, Paused, Resumed, TaskUpdated, Terminated
 from cluster.engine.model import Execution
 from cluster.engine.transitions import OPEN_TASK, TaskStatus
-from cluster.errors import ClusterError, NotFound
+from cluster.errors import ClusterError, NotFound, Overloaded
 from cluster.ids import WorkflowId, number_of, task_id
 from cluster.node import wire
 from cluster.node.app import Node
@@ -224,7 +224,11 @@ class Workload:
         return self.random.choice(ready)
 
     async def _once(self, work: Callable[[Node], Coroutine[Any, Any, Result]]) -> Result:
-        return await self.cluster.request(self._place(), work)
+        try:
+            return await self.cluster.request(self._place(), work)
+        except Overloaded:
+            self.cluster.world.count("request: refused for want of room")
+            raise
 
     async def _try(self, work: Callable[[Node], Coroutine[Any, Any, Result]]) -> None:
         """Once, and whatever comes of it."""
