@@ -63,8 +63,6 @@ class Cores:
 
 
 async def quiet(server: Server, phase: str, window_s: float) -> dict[str, float]:
-    """The window, after what was begun before has come to rest."""
-    await asyncio.sleep(SETTLE_S)
     cores = Cores(server)
     progress = Progress(phase, int(window_s))
     ends_s = now_s() + window_s
@@ -116,9 +114,10 @@ async def park(server: Server, count: int, window_s: float) -> dict[str, float]:
             polled += 1
 
     polls = [asyncio.ensure_future(poll(number)) for number in range(count)]
-    before = polled
+    # All of them stand, and the first have come to their end.
+    await asyncio.sleep(SETTLE_S)
+    polled = 0
     found = await quiet(server, "parked", window_s)
-    polled_in_window = (polled - before) * window_s / (window_s + SETTLE_S)
     for one in polls:
         if one.done():
             one.result()
@@ -126,11 +125,12 @@ async def park(server: Server, count: int, window_s: float) -> dict[str, float]:
     await asyncio.gather(*polls, return_exceptions=True)
     for wire in wires:
         wire.transport.abort()
-    return {**found, "polls_per_s": polled_in_window / window_s}
+    return {**found, "polls_per_s": polled / window_s}
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     async def asleep(server: Server) -> dict[str, Any]:
+        await asyncio.sleep(options.rest)
         empty = await quiet(server, "empty", options.window)
         await put_to_sleep(server, options.sleeping)
         await asyncio.sleep(options.rest)
