@@ -160,6 +160,14 @@ def test_a_repeated_start_that_got_another_id_is_a_problem(book: Ledger, answers
     assert take(book, answers).problems == {"twice": 1}
 
 
+def test_every_id_that_was_answered_must_be_there(book: Ledger, answers: Answers) -> None:
+    intent = book.intend("simple1")
+    book.took(intent, "a")
+    book.took_again(intent, "b")
+    answers.run(intent, "a")
+    assert take(book, answers).problems == {"lost": 1, "twice": 1}
+
+
 def test_a_refused_start_must_not_be_there(book: Ledger, answers: Answers) -> None:
     for _ in range(2):
         intent = book.intend("simple1")
