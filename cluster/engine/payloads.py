@@ -14,7 +14,9 @@ _big_decode = msgspec.json.Decoder().decode
 def dump(value: Any) -> bytes:
     """Encode a JSON value, once: log, store and clients get the same bytes."""
     try:
-        return orjson.dumps(value)
+        # Copied: what orjson returns holds on to its whole buffer, 4 KB at least, and payloads
+        # stay in memory with their executions.
+        return b"".join((orjson.dumps(value), b""))
     except TypeError:
         # orjson stops at 64-bit integers, JSON does not.
         return _big_encode(value)
