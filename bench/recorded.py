@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.recorder import KEPT, STORES
+from bench.recorder import KEPT
 
 Points = list[tuple[float, float]]
 """Times and values, in the order of time."""
@@ -25,7 +25,6 @@ _BIN_S_MIN = 2.0
 _SILENT_S = 5.0
 _ENDED = "workflow_execution_seconds_count"
 _STARTED = "workflow_start_success_total"
-_BULK = 'http_items_total{route="/api/workflow/bulk/start",status="200"}'
 
 
 @dataclass
@@ -164,24 +163,17 @@ def _enter(found: Recorded, line: dict[str, Any]) -> None:
 
 
 def from_prometheus(url: str, begin_s: float, end_s: float) -> Recorded:
-    """The same of a cluster that Prometheus watches; of the stores it shows what nodes count."""
+    """The same of a cluster that Prometheus watches."""
     found = Recorded("prometheus", about={"title": f"Prometheus at {url}"})
     step_s = max(1.0, math.ceil((end_s - begin_s) / 600))
-    stores = "|".join(f"{prefix}.*" for prefix in STORES)
-    queries = [
-        f"sum by ({', '.join(('instance', *labels))}) ({name})" for name, labels in KEPT.items()
-    ]
-    queries.append(f'{{__name__=~"{stores}",__name__!~".*_(bucket|created)"}}')
-    for name, query in zip([*KEPT, ""], queries, strict=True):
+    for name, kept in KEPT.items():
+        query = f"sum by ({', '.join(('instance', *kept))}) ({name})"
         for series in _query_range(url, query, begin_s, end_s, step_s):
-            labels = dict(series["metric"])
-            family = labels.pop("__name__", name)
-            node = labels.pop("instance", "?")
-            labels.pop("job", None)
-            order = KEPT.get(family, sorted(labels))
-            inner = ",".join(f'{label}="{labels[label]}"' for label in order if label in labels)
-            key = f"{family}{{{inner}}}" if inner else family
-            found.metrics[node, key] = [(at_s, float(value)) for at_s, value in series["values"]]
+            labels = series["metric"]
+            inner = ",".join(f'{label}="{labels[label]}"' for label in kept if label in labels)
+            key = f"{name}{{{inner}}}" if inner else name
+            points = [(at_s, float(value)) for at_s, value in series["values"]]
+            found.metrics[labels.get("instance", "?"), key] = points
     for (node, key), points in list(found.metrics.items()):
         if key == "process_cpu_seconds_total":
             found.cpu_s[node] = points

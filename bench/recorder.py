@@ -42,14 +42,15 @@ KEPT: Mapping[str, tuple[str, ...]] = {
     "commit_log_bytes_total": (),
     "commit_log_append_seconds_sum": (),
     "commit_log_append_seconds_count": (),
+    "store_requests_total": ("server", "kind"),
+    "store_items_total": ("server", "kind"),
+    "store_sent_bytes_total": ("server", "kind"),
     "event_loop_lag_seconds_sum": (),
     "event_loop_lag_seconds_count": (),
     "process_cpu_seconds_total": (),
     "process_resident_memory_bytes": (),
 }
 """What is recorded, and which of its labels: over the others it is summed up."""
-STORES = ("cassandra_", "redis_")
-"""Families whose names begin so are kept with all their labels, but for the buckets."""
 
 
 class Recorder:
@@ -110,21 +111,13 @@ def sums(page: str) -> dict[str, float]:
     """What is kept of a page of metrics, by name and labels: `name{label="value"}`."""
     found: dict[str, float] = {}
     for name, labels, value in _LINE.findall(page):
-        kept = _kept_labels(name)
-        if kept is None:
+        if name not in KEPT:
             continue
-        pairs = [pair for pair in _LABEL.findall(labels) if kept == ("*",) or pair[0] in kept]
-        inner = ",".join(f'{label}="{text}"' for label, text in pairs)
+        given = dict(_LABEL.findall(labels)) if KEPT[name] else {}
+        inner = ",".join(f'{label}="{given[label]}"' for label in KEPT[name] if label in given)
         key = f"{name}{{{inner}}}" if inner else name
         found[key] = found.get(key, 0.0) + float(value)
     return found
-
-
-def _kept_labels(name: str) -> tuple[str, ...] | None:
-    if name in KEPT:
-        return KEPT[name]
-    is_stores = name.startswith(STORES) and not name.endswith(("_bucket", "_created"))
-    return ("*",) if is_stores else None
 
 
 def main() -> int:

@@ -26,8 +26,8 @@ http_requests_total{method="POST",route="/a",status="200"} 4.0
 http_requests_total{method="POST",route="/a",status="429"} 1.0
 task_queue_depth{taskType="a \\"b\\"",ownerApp=""} 5.0
 task_queue_depth{taskType="c",ownerApp=""} 7.0
-cassandra_requests_total{operation="append"} 9.0
-cassandra_request_seconds_bucket{operation="append",le="0.1"} 9.0
+store_requests_total{server="cassandra",kind="append log"} 9.0
+store_requests_total{kind="pop",server="redis"} 8.0
 python_gc_collections_total{generation="0"} 99.0
 """
 
@@ -47,7 +47,8 @@ def test_a_page_of_metrics_is_summed_up_over_what_nobody_plots() -> None:
         'http_requests_total{status="200"}': 7,
         'http_requests_total{status="429"}': 1,
         "task_queue_depth": 12,
-        'cassandra_requests_total{operation="append"}': 9,
+        'store_requests_total{server="cassandra",kind="append log"}': 9,
+        'store_requests_total{server="redis",kind="pop"}': 8,
     }
 
 
@@ -170,20 +171,23 @@ def prometheus(series: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
 
 def test_prometheus_stands_in_for_the_recorder() -> None:
     values = [[0, "0"], [10, "40"]]
-    cassandra = {"__name__": "cassandra_requests_total", "instance": "a:1", "operation": "read"}
+    cassandra = {"instance": "a:1", "server": "cassandra", "kind": "read"}
     with prometheus(
         {
             "(workflow_execution_seconds_count)": [
                 {"metric": {"instance": "a:1"}, "values": values}
             ],
             "(process_cpu_seconds_total)": [{"metric": {"instance": "a:1"}, "values": values}],
-            "cassandra_": [{"metric": cassandra, "values": values}],
+            "(store_requests_total)": [{"metric": cassandra, "values": values}],
         }
     ) as url:
         run = from_prometheus(url, 0, 10)
     assert run.ended([0, 10]) == [40]
     assert run.cpu("a:1", [0, 10]) == [40]
-    assert run.growth('cassandra_requests_total{operation="read"}', edges=[0, 10]) == [40]
+    key = 'store_requests_total{server="cassandra",kind="read"}'
+    assert run.growth(key, edges=[0, 10]) == [40]
+    (chart,) = (chart for chart in charts_of(run) if chart.title.startswith("Cassandra"))
+    assert [line.name for line in chart.lines] == ["read"]
 
 
 def test_numbers_are_short() -> None:
