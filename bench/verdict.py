@@ -15,7 +15,7 @@ from bench.ledger import Ledger
 from bench.rest_load import Client, ConnLost
 from bench.traffic import Nodes
 
-_TRIES = 30
+_TRIES = 240
 _PAUSE_S = 0.5
 _ANSWER_S = 30.0
 _SHOWN_MAX = 10
@@ -145,6 +145,9 @@ async def _get(client: Client, workflow_id: str) -> _Workflow | None:
             async with asyncio.timeout(_ANSWER_S):
                 status, body = await client.call(b"GET", path)
         except (ConnLost, OSError):
+            # An answer that is late must not be taken for that of the next request.
+            client.close()
+            client.c = None
             status, body = 0, b""
         if status == 200:
             return _decode(body)
