@@ -68,7 +68,8 @@ class Run:
 
 @pytest.fixture
 def hosts(two_nodes: Cluster) -> str:
-    return ",".join(node.address for node in two_nodes.nodes)
+    """Base URLs of the nodes, commas between."""
+    return two_nodes.server.base_url
 
 
 def test_one_process_accounts_for_all_it_started(tmp_path: Path, hosts: str) -> None:
@@ -109,7 +110,7 @@ def test_a_run_fails_if_one_is_lost_one_is_there_twice_and_one_ends_otherwise(
 ) -> None:
     run = Run(tmp_path, hosts, SABOTAGED_S)
     with (
-        httpx.Client(base_url=hosts.split(",", maxsplit=1)[0] + "/api", timeout=30) as client,
+        httpx.Client(base_url=hosts.split(",", maxsplit=1)[0], timeout=30) as client,
         run.process("--latency", "slow", "--drain", "30") as locust,
     ):
         sabotage(client, run)
