@@ -16,7 +16,7 @@ MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run cluster test check contract conformance conformance-record conformance-mutants e2e chaos chaos-cluster fence-race simulation simulation-mutants soak bench bench-ci bench-embedded bench-compare bench-stores services lock clean
+.PHONY: help setup run cluster test check contract guard guard-record conformance conformance-record conformance-mutants e2e chaos chaos-cluster fence-race simulation simulation-mutants soak bench bench-ci bench-embedded bench-compare bench-micro bench-budget bench-stores services lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,12 @@ check: setup ## format, lint, types, unit tests and 200 simulated clusters: the 
 
 contract: setup services ## each store and queue port against every implementation
 	@$(SUITES) contract
+
+guard: setup services ## calls, log bytes, SQL, CQL and Redis per workflow beside a stored reference: fails on +5 %
+	@$(SUITES) guard
+
+guard-record: setup services ## store what is counted now as the reference
+	@$(BIN)/python -m tests.guard.guard --record
 
 conformance: setup services ## the same requests to the real Conductor and to ours
 	@$(SUITES) conformance
@@ -90,6 +96,14 @@ bench-compare: setup services ## the same load on Podium and on the real Conduct
 fence-race: setup services ## owners steal shards from each other on a real Cassandra; nothing may get lost (TAKEOVERS=3000 NODES=1)
 	@$(BIN)/python -m tests.support.fence_race --takeovers $(or $(TAKEOVERS),3000) --nodes $(or $(NODES),1)
 	@$(BIN)/python -m tests.support.fence_race --takeovers 300 --nodes $(or $(NODES),1) --without-fence-read
+
+bench-micro: setup services ## the decider, each store and each queue by itself; figures in build/
+	@$(BIN)/python -m bench.decider
+	@$(BIN)/python -m bench.stores
+	@$(BIN)/python -m bench.queues
+
+bench-budget: setup services ## where the CPU of a workflow goes, stage by stage (docs/performance.md)
+	@$(BIN)/python -m bench.budget
 
 bench-stores: setup services ## requests, bytes and CPU that Cassandra costs per append and checkpoint; next to nothing else
 	@$(BIN)/python bench/stores.py

@@ -58,6 +58,7 @@ SUITES = (
             ("python", "-m", "pytest", "-q", "tests/simulation"),
         ),
     ),
+    Suite("guard", 300, commands=(("python", "-m", "tests.guard.guard"),)),
     Suite("conformance", 800, folder="tests/conformance"),
     Suite("e2e", 800, folder="tests/e2e"),
     Suite("chaos", 1_200, folder="tests/chaos"),
