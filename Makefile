@@ -47,11 +47,11 @@ check: setup ## format, lint, types, unit tests and 200 simulated clusters: the 
 contract: setup services ## each store and queue port against every implementation
 	@$(SUITES) contract
 
-guard: setup services ## calls, log bytes, SQL, CQL and Redis per workflow beside a stored reference: fails on +5 %
+guard: setup ## calls, log bytes and SQL per workflow beside a stored reference: fails on +5 %
 	@$(SUITES) guard
 
-guard-record: setup services ## store what is counted now as the reference
-	@$(BIN)/python -m tests.guard.guard --record
+guard-record: setup ## store what is counted now as the reference
+	@$(BIN)/python -m tests.guard.guard --record --only embedded
 
 conformance: setup services ## the same requests to the real Conductor and to ours
 	@$(SUITES) conformance
@@ -97,7 +97,7 @@ fence-race: setup services ## owners steal shards from each other on a real Cass
 	@$(BIN)/python -m tests.support.fence_race --takeovers $(or $(TAKEOVERS),3000) --nodes $(or $(NODES),1)
 	@$(BIN)/python -m tests.support.fence_race --takeovers 300 --nodes $(or $(NODES),1) --without-fence-read
 
-bench-micro: setup services ## the decider, each store and each queue by itself; figures in build/
+bench-micro: setup services ## the decider by itself, and what Cassandra and Redis cost per operation
 	@$(BIN)/python -m bench.decider
 	@$(BIN)/python -m bench.stores
 	@$(BIN)/python -m bench.queues

@@ -41,17 +41,18 @@ _SPY = Path(sys.executable).parent / "py-spy"
 LOOP = "sockets and loop"
 """The event loop itself: what uvloop does in C around the callbacks (epoll, reads)."""
 WRITE = "answer: write"
-"""The system call that writes an answer; in Python it has no frame below `Reply.prepare`."""
+"""The system call that writes an answer; in Python it has no frame of its own."""
 DRIVER = "Cassandra driver"
 
 # The first line that fits the innermost frame of a sample that any line fits. `file` or
 # `file:function`, the file from the package on; a line that ends in / is a folder.
 _STAGES = (
-    ("cluster/node/reply.py:Reply.prepare", WRITE),
+    ("cluster/node/connections.py:_Connection._answer", WRITE),
     ("cluster/node/reply.py", "answer"),
     ("cluster/node/wire.py", "answer"),
     ("cluster/node/fragments.py", "answer"),
     ("cluster/node/connections.py", "HTTP parse"),
+    ("cluster/node/plain_http.py", "HTTP parse"),
     ("aiohttp/", "HTTP parse"),
     ("yarl/", "HTTP parse"),
     ("multidict/", "HTTP parse"),
@@ -61,6 +62,7 @@ _STAGES = (
     ("cluster/node/limits.py", "queue"),
     ("cluster/node/hand_outs.py", "queue"),
     ("cluster/node/notes.py", "queue"),
+    ("cluster/node/admission.py", "admission"),
     ("cluster/node/link", "links"),
     ("cluster/node/remote.py", "links"),
     ("cluster/node/summaries.py", "checkpoint"),
@@ -97,7 +99,7 @@ _THREADS = (
     ("podium.db", "checkpoint: SQLite thread"),
 )
 _ORDER = (
-    *(LOOP, "HTTP parse", "route", "decode", "decide", "encode", "commit"),
+    *(LOOP, "HTTP parse", "admission", "route", "decode", "decide", "encode", "commit"),
     *("commit: SQLite thread", "queue", "links", "answer", WRITE, "metrics", "checkpoint"),
     *("checkpoint: SQLite thread", DRIVER, "other"),
 )

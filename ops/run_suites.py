@@ -58,7 +58,7 @@ SUITES = (
             ("python", "-m", "pytest", "-q", "tests/simulation"),
         ),
     ),
-    Suite("guard", 300, commands=(("python", "-m", "tests.guard.guard"),)),
+    Suite("guard", 300, commands=(("python", "-m", "tests.guard.guard", "--only", "embedded"),)),
     Suite("conformance", 800, folder="tests/conformance"),
     Suite("e2e", 800, folder="tests/e2e"),
     Suite("chaos", 1_200, folder="tests/chaos"),
