@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,20 @@ import pytest
 import uvloop
 
 from bench.ledger import Ledger
-from bench.measuring import ROOT, Cluster
+from bench.measuring import ROOT, Cluster, Server, podium
 from bench.million import execute, read_options
 from bench.traffic import Nodes, Traffic
 from bench.verdict import Account
 
 COUNT = 20_000
 LIMIT_S = 280
+
+
+@pytest.fixture(scope="module")
+def one_process() -> Iterator[Server]:
+    """Enough for what is about the client."""
+    with podium() as server:
+        yield server
 
 
 def run(two_nodes: Cluster, folder: Path, *arguments: str) -> dict[str, Any]:
@@ -39,17 +47,16 @@ def test_twenty_thousand_with_a_node_killed_on_the_way(two_nodes: Cluster, tmp_p
     assert report["client"]["ledger_bytes_per_workflow"] <= 32
 
 
-def test_a_client_that_is_killed_goes_on_where_it_was(two_nodes: Cluster, tmp_path: Path) -> None:
+def test_a_client_that_is_killed_goes_on_where_it_was(one_process: Server, tmp_path: Path) -> None:
     """kill -9 while it opens, Ctrl-C while it ends them: each time it goes on with the ledger."""
     folder = tmp_path / "run"
-    urls = two_nodes.server.base_url.split(",")
-    command = [sys.executable, "-m", "bench.million", "--count", "6000", "--url", *urls]
-    command += ["--requests", "1"]
-    assert end_at([*command, "--folder", str(folder)], folder, 1_000, signal.SIGKILL) < 0
-    assert end_at([*command, "--resume", str(folder)], folder, 8_000, signal.SIGINT) == 130
+    command = [sys.executable, "-m", "bench.million", "--count", "3000", "--requests", "1"]
+    command += ["--url", one_process.base_url]
+    assert end_at([*command, "--folder", str(folder)], folder, 500, signal.SIGKILL) < 0
+    assert end_at([*command, "--resume", str(folder)], folder, 3_800, signal.SIGINT) == 130
     seen = Ledger(folder / "held.ledger")
-    assert seen.count == 6_000
-    assert 2_000 <= seen.done < 6_000
+    assert seen.count == 3_000
+    assert 800 <= seen.done < 3_000
     seen.close()
     done = subprocess.run(
         [*command, "--resume", str(folder)],
@@ -83,15 +90,14 @@ def end_at(command: list[str], folder: Path, steps: int, number: int) -> int:
 
 
 @pytest.mark.parametrize("fault", ["lost", "open", "twice", "stray"])
-def test_the_account_finds(fault: str, two_nodes: Cluster, tmp_path: Path) -> None:
-    lost, duplicated = uvloop.run(accounted(fault, two_nodes, tmp_path))
+def test_the_account_finds(fault: str, one_process: Server, tmp_path: Path) -> None:
+    lost, duplicated = uvloop.run(accounted(fault, one_process.base_url, tmp_path))
     assert (lost, duplicated) == ((1, 0) if fault in ("lost", "open") else (0, 1))
 
 
-async def accounted(fault: str, two_nodes: Cluster, tmp_path: Path) -> tuple[int, int]:
+async def accounted(fault: str, url: str, tmp_path: Path) -> tuple[int, int]:
     """Ten workflows that went as they should, but for one."""
-    urls = two_nodes.server.base_url.split(",")
-    nodes = Nodes(lambda: urls)
+    nodes = Nodes(lambda: [url])
     ledger = Ledger(tmp_path / "ledger")
     traffic = Traffic(nodes, ledger, f"fault_{fault}_{time.time_ns()}")
     await traffic.register()
@@ -104,7 +110,7 @@ async def accounted(fault: str, two_nodes: Cluster, tmp_path: Path) -> tuple[int
     elif fault == "twice":
         await ledger.started([(3, ledger.id_of(4))])
     account = Account(ledger)
-    await account.take(urls, connections=4, on_progress=lambda _: None)
+    await account.take([url], connections=4, on_progress=lambda _: None)
     account.strays([], ledger.count + (fault == "stray"))
     ledger.close()
     await nodes.close()
