@@ -34,6 +34,8 @@ log = get_log(__name__)
 WORKFLOW = "workflow"
 TASK = "task"
 _CHANGES = "changes"
+_TOGETHER_S = 0.002
+"""How long a reading of the counter of changes waits for others, if one was just under way."""
 TASK_DEF_VERSION = 0
 
 CACHE_BYTES_MAX = 64 * 1024 * 1024
@@ -88,6 +90,8 @@ class Changes:
     async def _read_after(self, reading: "asyncio.Future[int] | None") -> int:
         if reading is not None and not reading.done():
             await asyncio.wait((reading,))
+            # Where two ask at a time there will be more: each reading is a request to the store.
+            await asyncio.sleep(_TOGETHER_S)
         # From here on it is too late to join.
         self._reading, self._next = self._next, None
         found = await self._store.get(_CHANGES, _CHANGES, 0)
