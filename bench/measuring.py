@@ -288,6 +288,8 @@ def load(
     command = [sys.executable, str(ROOT / "bench" / "rest_load.py")]
     command += ["--base-url", server.base_url, "--scenario", scenario, "--watch", watch]
     command += ["--duration", str(seconds), "--warmup", str(warmup)]
+    # On a slow machine what is open at the end takes its time; it ends as soon as nothing is.
+    command += ["--drain", "180"]
     command += ["--rate", str(rate)] if rate else []
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
