@@ -2,8 +2,8 @@
 
     python -m tests.guard.guard [--record] [--only embedded|cluster] [--details]
 
-A node runs in this process on SQLite, then one and two nodes on a real Cassandra and Redis, and a
-client in the same event loop drives them in lock-step. Counted per workflow: calls of Python
+A node runs in this process on SQLite (with --only cluster one and two nodes on a real Cassandra
+and Redis), and a client in the same event loop drives it in lock-step. Counted per workflow: calls of Python
 functions and of built-in ones on the event loop's thread, bytes and entries of the commit log,
 SQL statements, CQL requests, calls of Redis and the commands in its scripts, calls over links.
 A count that is more than 5 % above tests/guard/reference.json fails; one that is as much below
@@ -127,7 +127,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--record", action="store_true", help="store what is counted")
-    parser.add_argument("--only", choices=["embedded", "cluster"])
+    parser.add_argument("--only", choices=["embedded", "cluster"], default="embedded")
     parser.add_argument("--details", action="store_true", help="print all counts")
     options = parser.parse_args()
     set_up_logs(node_id="guard", level="warning")
