@@ -1,14 +1,15 @@
 """The regression guard: what a workflow makes a node do, counted, beside a stored reference.
 
-    python -m tests.guard.guard [--record] [--only embedded|cluster] [--details]
+    python -m tests.guard.guard [--record] [--only cluster] [--details]
 
 A node runs in this process on SQLite (with --only cluster one and two nodes on a real Cassandra
-and Redis), and a client in the same event loop drives it in lock-step. Counted per workflow: calls of Python
-functions and of built-in ones on the event loop's thread, bytes and entries of the commit log,
-SQL statements, CQL requests, calls of Redis and the commands in its scripts, calls over links.
+and Redis), and a client in the same event loop drives it in lock-step. Counted per workflow: calls
+of Python functions and of built-in ones on the event loop's thread, bytes and entries of the commit
+log, SQL statements, CQL requests, calls of Redis and the commands in its scripts, calls over links.
 A count that is more than 5 % above tests/guard/reference.json fails; one that is as much below
 asks for `make guard-record`. Calls differ between minor versions of Python and are compared only
-with those of the same one. CPU per workflow is printed, counting included, and judges nothing.
+with those of the same one. CPU per workflow is that of a round that is not counted, node and
+client together; it judges nothing.
 """
 
 import argparse
