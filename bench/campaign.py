@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -40,6 +41,8 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=2, help="of the cluster")
     parser.add_argument("--rate", type=float, default=100, help="workflows per second by Locust")
     options = parser.parse_args()
+    # Stopped by whatever means, it stops its servers.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     servers: dict[str, Callable[[], AbstractContextManager[Server]]] = {
         "embedded": podium,
         "cluster": lambda: _cluster(options.nodes),

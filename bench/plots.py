@@ -53,7 +53,7 @@ def figure(chart: Chart, *, first: float, last: float) -> str:
     drawn = _stacked(chart.lines) if chart.is_stacked else chart.lines
     shown = Chart(chart.title, chart.unit, drawn, is_log=chart.is_log)
     if not [value for value in shown.values if value]:
-        why = html.escape(chart.note or "Nothing was recorded.")
+        why = html.escape(f"Nothing was recorded. {chart.note}")
         return f'<figure><h3>{html.escape(chart.title)}</h3><p class="empty">{why}</p></figure>'
     scale = _Scale(first, last, shown.values, is_log=chart.is_log)
     body = "".join((*_bands(chart, scale), *_grid(scale), *_lines(drawn, scale, chart)))
