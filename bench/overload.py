@@ -158,6 +158,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for number in range(options.rounds):
             normal = window(server, options, 0)
             say(_line(f"{number + 1} normal", normal))
+            if not normal["done_per_s"]:
+                sys.exit("nothing was completed in the window: it is too short for this machine")
             over = window(server, options, options.times * normal["done_per_s"])
             say(_line(f"{number + 1} {options.times:g} times", over))
             rounds.append(compared(normal, over, refusal["us"]))
