@@ -57,15 +57,15 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     folder: Path = options.folder
     stack = cluster(options.nodes, folder=folder / "stack", settings=dict(options.settings))
-    try:
-        with nullcontext() if options.url else stack as running:
+    with nullcontext() if options.url else stack as running:
+        try:
             report = uvloop.run(execute(options, running))
-            if running is not None and not report["good"]:
-                for node in running.nodes:
-                    shutil.copy(node.log, folder)
-    except BaseException:
-        print(f"\nInterrupted. What runs goes on; go on with it: --resume {folder}", flush=True)
-        raise
+        except BaseException:
+            print(f"\nInterrupted. What runs goes on; go on with it: --resume {folder}", flush=True)
+            raise
+        if running is not None and not report["good"]:
+            for node in running.nodes:
+                shutil.copy(node.log, folder)
     return conclude(report, folder)
 
 
