@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 
-from cluster.clock import Clock
+from cluster.clock import Clock, SystemClock
 from cluster.errors import ClusterError
 from cluster.logs import get_log
 from cluster.sharding.insist import insist
@@ -96,6 +96,8 @@ class Presence:
         self.clock_off_ms = sent_ms + took_ms // 2 - seen.server_now_ms
         off_ms = abs(self.clock_off_ms) - (took_ms + 1) // 2
         is_right = off_ms <= CLOCK_OFF_MS_MAX
+        if not is_right and isinstance(self._clock, SystemClock):
+            self._clock.hear(seen.server_now_ms + took_ms // 2)
         if is_right != self.clock_is_right:
             self.clock_is_right = is_right
             if not is_right:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from itertools import count
 from typing import Any, TypeVar
 
+from cluster.clock import SystemClock
 from cluster.errors import ClusterError
 from cluster.node.app import Node
 from cluster.settings import Settings
@@ -40,6 +41,7 @@ class SimulatedNode:
     async def live(self, cluster: "Cluster") -> None:
         """The main function of the process."""
         process, network, name = self.process, cluster.network, self.name
+        clock = SystemClock(wall_ms=process.now_ms, steady_ms=process.monotonic_ms)
         queues, leases, membership = cluster.redis.seen_by(network, process, name)
         while True:
             self.node = Node(
@@ -60,7 +62,7 @@ class SimulatedNode:
                 links=SimulatedLinks(cluster.fabric, process, name),
                 scripts=cluster.scripts,
                 check_javascript=lambda _: None,
-                clock=process,
+                clock=clock,
                 random=process,
             )
             self.node.link = cluster.fabric.listen(process, name, self.node.services.router.serve)

@@ -189,7 +189,7 @@ class Faults:
         """The wall clock of a node is set, by up to ten minutes."""
         name = self._some_node()
         if name is not None:
-            offset_ms = self.random.choice((-600_000, -30_000, -900, 900, 30_000))
+            offset_ms = self.random.choice((-600_000, -30_000, -900, 900, 30_000, 600_000))
             self._set_clock(name, offset_ms)
             self.until(self.random.uniform(2.0, 10.0), lambda: self._set_clock(name, 0))
         return name is not None

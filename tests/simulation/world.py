@@ -257,6 +257,7 @@ class Process:
     # -- clocks (the Clock and Random ports)
 
     def now_ms(self) -> int:
+        """The wall clock: it may be set, and jumps then."""
         return START_MS + int(self.world.now * 1000 + 1e-3) + self.wall_offset_ms
 
     def monotonic_ms(self) -> int:
