@@ -134,8 +134,13 @@ class Owner:
         so, for that would not be true of it.
         """
         found = await self.definition(request)
-        if repeated and await self._is_there(workflow_id):
-            return
+        is_seen = not repeated
+        while not is_seen:
+            epoch = self.shards.epoch_of(workflow_id)
+            if await self._is_there(workflow_id):
+                return
+            # Where the shard has been away and come back, another owner may have started it.
+            is_seen = self.shards.epoch_of(workflow_id) == epoch
         await self._start(workflow_id, request, found, self._clock.now_ms(), is_promised=repeated)
 
     async def _is_there(self, workflow_id: WorkflowId) -> bool:
@@ -207,14 +212,20 @@ class Owner:
         key_id = idempotency_id(request.name, key)
         keys = self._home.keys
         async with keys.locked(key_id):
-            now_ms = self._clock.now_ms()
-            record = await keys.read(key_id, now_ms)
-            if record is not None and record.workflow_id == workflow_id:
-                # This very start, asked for again because nobody heard the answer.
-                await self.shards.view(workflow_id)
-                return workflow_id
-            if record is not None and await self._is_taken(record, request, key):
-                return WorkflowId(record.workflow_id)
+            epoch = -1
+            # Where the shard has been away and come back, another owner may have used the key.
+            while epoch != self.shards.epoch_of(workflow_id):
+                if self._home.keys is not keys:
+                    raise NotOwner(f"The shard of workflow {workflow_id} has moved")
+                epoch = self.shards.epoch_of(workflow_id)
+                now_ms = self._clock.now_ms()
+                record = await keys.read(key_id, now_ms)
+                if record is not None and record.workflow_id == workflow_id:
+                    # This very start, asked for again because nobody heard the answer.
+                    await self.shards.view(workflow_id)
+                    return workflow_id
+                if record is not None and await self._is_taken(record, request, key):
+                    return WorkflowId(record.workflow_id)
             record = KeyRecord(workflow_id, request.name, key, now_ms)
             row = keys.note(key_id, record)
             try:

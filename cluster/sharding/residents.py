@@ -186,6 +186,8 @@ class Residents:
         rows = [(row.number, row.data) for row in await self._store.read(workflow_id)]
         self._dropped.pop(workflow_id, None)
         header_row = next((data for number, data in rows if number == HEADER_ROW), None)
+        if self._epoch_of(workflow_id) != epoch:
+            raise _moved(workflow_id)
         if header_row is None:
             raise _not_found(workflow_id)
         header = decode_header(header_row)
@@ -205,7 +207,7 @@ class Residents:
 
         if self._epoch_of(workflow_id) != epoch:
             # Another owner has been at it since the rows were read.
-            raise NotOwner(f"The shard of workflow {workflow_id} has moved")
+            raise _moved(workflow_id)
         execution = load(workflow_id, rows, plan_of)
         rebuild_timers(execution)
         self._keep(execution)
@@ -214,6 +216,10 @@ class Residents:
 def _slices(executions: list[Execution]) -> Iterator[list[Execution]]:
     for start in range(0, len(executions), _CHECKS_PER_CALL_MAX):
         yield executions[start : start + _CHECKS_PER_CALL_MAX]
+
+
+def _moved(workflow_id: WorkflowId) -> NotOwner:
+    return NotOwner(f"The shard of workflow {workflow_id} has moved")
 
 
 def _not_found(workflow_id: WorkflowId) -> NotFound:

@@ -164,12 +164,15 @@ class Shards:
         plan = await self._plans.load(child.snapshot)
         self._own(child_id)
         execution = self.resident(child_id)
-        if execution is None and repeated:
+        while execution is None and repeated:
+            epoch = self.epoch_of(child_id)
             try:
                 execution = await self.residents.get(child_id)
             except NotFound:
                 # Another order for the same start may have been faster since.
                 execution = self.resident(child_id)
+            # Where the shard has been away and come back, another owner may have started it.
+            repeated = self.epoch_of(child_id) != epoch
         if execution is not None:
             await self._log.committed(execution.last_entry)
             header = execution.header
