@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,8 @@ _ENVIRONMENT = {
     "PODIUM_AUDIT_GRACE_MS": "1000",
 }
 _START_S = 60
-_DEATH_S = 20
+_DEATH_S = 90
+"""More than all the time that it gives itself to stop in order."""
 
 
 class Server:
@@ -43,6 +45,8 @@ class Server:
         """What the present process has logged, or the last one where none runs."""
         self.complaints: list[dict[str, Any]] = []
         """Warnings and errors of all processes."""
+        self.said: Counter[str] = Counter()
+        """How often each event was logged, by all processes."""
         self._process: asyncio.subprocess.Process | None = None
         self._listening = asyncio.Event()
         self._aim: tuple[str, float] | None = None
@@ -148,6 +152,7 @@ class Server:
                 # What is no line of the log is a traceback, or the half of a line at the end.
                 line = {"event": text.decode(errors="replace"), "level": "error"}
             self.lines.append(line)
+            self.said[line["event"]] += 1
             if self._aim is not None and self._aim[0] == line["event"]:
                 # At once, not when the one who waits gets its turn: a replay takes milliseconds.
                 asyncio.get_running_loop().call_later(self._aim[1], self._shoot)

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from cluster.clock import Clock, Random
+from cluster.errors import StoreFault
 from cluster.store.cassandra import schema
 from cluster.store.cassandra.executions import CassandraExecutionStore
 from cluster.store.cassandra.log import CassandraLogStore
@@ -18,6 +19,9 @@ from cluster.store.cassandra.shards import CassandraShardTable
 from cluster.store.ports import Stores
 from cluster.store.traffic import Traffic
 from cluster.urls import CassandraUrl
+
+_PAUSES_S = (0.5, 1, 2, 4)
+"""Before a store that does not answer yet is asked again."""
 
 
 @asynccontextmanager
@@ -41,7 +45,15 @@ async def open_cassandra(
         await schema.check(session, url.keyspace)
         # Preparing statements waits for answers.
         stores = await asyncio.to_thread(stores_of, session, shard_count, clock, random)
-        await stores.shards.create(shard_count)
+        for pause_s in _PAUSES_S:
+            try:
+                await stores.shards.create(shard_count)
+                break
+            except StoreFault:
+                # Nodes that start together ask for the same at the same time.
+                await asyncio.sleep(pause_s)
+        else:
+            await stores.shards.create(shard_count)
         yield stores
 
 

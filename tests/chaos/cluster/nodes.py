@@ -79,14 +79,28 @@ class Cluster:
         return self._dice.choice(self.ready or [node.url for node in self.nodes])
 
     async def balance(self) -> None:
-        """Ask all nodes again and again whether they are ready, until cancelled."""
+        """Ask all nodes again and again whether they are ready, until cancelled. One that takes
+        its time does not keep the balancer from hearing that another is about to stop."""
         timeout = aiohttp.ClientTimeout(total=_CHECK_S)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            asyncio.TaskGroup() as group,
+        ):
+            watched = 0
             while True:
-                urls = [node.url for node in self.nodes]
-                answers = await asyncio.gather(*(_is_ready(session, url) for url in urls))
-                self.ready = [url for url, is_ready in zip(urls, answers, strict=True) if is_ready]
+                for node in self.nodes[watched:]:
+                    group.create_task(self._watch(session, node.url))
+                watched = len(self.nodes)
                 await asyncio.sleep(_CHECK_EVERY_S)
+
+    async def _watch(self, session: aiohttp.ClientSession, url: str) -> None:
+        while True:
+            is_ready = await _is_ready(session, url)
+            if is_ready and url not in self.ready:
+                self.ready.append(url)
+            elif not is_ready and url in self.ready:
+                self.ready.remove(url)
+            await asyncio.sleep(_CHECK_EVERY_S)
 
     async def owned(self) -> dict[str, int]:
         """How many shards each running node serves; a node that does not answer serves none."""
