@@ -212,7 +212,7 @@ class Owner:
         key_id = idempotency_id(request.name, key)
         keys = self._home.keys
         async with keys.locked(key_id):
-            epoch = -1
+            epoch: int | None = -1
             # Where the shard has been away and come back, another owner may have used the key.
             while epoch != self.shards.epoch_of(workflow_id):
                 if self._home.keys is not keys:

@@ -68,7 +68,8 @@ async def started(ground: Ground) -> tuple[Peer, WorkflowId, str]:
     execution = await peer.incarnation.shards.view(workflow_id)
     snapshot = execution.plan.hash
     await peer.incarnation.finish()
-    await peer.incarnation.residents.forget([ShardId(shard_of(workflow_id, shard_count=SHARD_COUNT))])
+    shard = ShardId(shard_of(workflow_id, shard_count=SHARD_COUNT))
+    await peer.incarnation.residents.forget([shard])
     keys: Any = peer.incarnation.keys
     keys._recent.clear()
     return peer, workflow_id, snapshot
