@@ -145,15 +145,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "ms",
             ge=1,
         ),
-    ] = 100
+    ] = 300
     admission_starts_max: Annotated[
         int,
         about("Starts that may be under way; beyond that they get 429.", "starts", ge=1),
-    ] = 1000
+    ] = 4000
     admission_reads_max: Annotated[
         int,
         about("Reads of workflows that may be under way; beyond that they get 429.", "reads", ge=1),
-    ] = 1000
+    ] = 4000
     log_entry_bytes: Annotated[
         int, about("Size at which an entry of the commit log is closed.", "bytes", ge=4096)
     ] = 256 * 1024
