@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -149,7 +148,7 @@ def assert_moved_in_order(run: Trial) -> None:
     as slow as the machine is busy. That none waited for its client's 15 s is seen to with every
     fault, as is that nobody saw an error.
     """
-    said = sum((node.said for node in run.cluster.nodes), Counter[str]())
+    said = run.said_since()
     run.say(
         f"handed on in {said['shards were given up']} goes, replays {said['replay begins']}; "
         f"the longest request took {run.longest_s():.2f} s, {run.calm_s:.2f} s before"

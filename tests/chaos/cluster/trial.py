@@ -49,6 +49,7 @@ class Trial:
     calm_s: float = 0.0
     """The longest request before the fault: so much is the machine's."""
     _asked_before: int = 0
+    _said_before: Counter[str] = field(default_factory=Counter)
     may_lose: set[str] = field(default_factory=set)
     """Addresses whose requests may stay without an answer: that process was killed."""
 
@@ -58,8 +59,17 @@ class Trial:
         loop = asyncio.get_running_loop()
         begin_s = loop.time()
         self._asked_before = len(self.load.asked)
+        self._said_before = self._said()
         yield
         self.faults.append((begin_s, loop.time()))
+
+    def said_since(self) -> Counter[str]:
+        """What the nodes have logged since the last fault began. A start before may have replayed
+        what an earlier trial left."""
+        return self._said() - self._said_before
+
+    def _said(self) -> Counter[str]:
+        return sum((node.said for node in self.cluster.nodes), Counter[str]())
 
     async def go_on(self, least_s: float) -> None:
         """Let the fault last that long, and until enough was acknowledged under it."""
