@@ -131,10 +131,14 @@ class Audit:
         return suspects
 
     async def _page(self, shard: ShardId, after: WorkflowId | None) -> Sequence[OpenEntry]:
-        """The next open workflows of a shard; none before its recovery or once it was given up."""
-        if shard not in self.parts.shards.epochs or shard in self.parts.recovery.pending:
+        """The next open workflows of a shard; none before its recovery, before its due times were
+        read, or once it was given up."""
+        parts = self.parts
+        if shard not in parts.shards.epochs or shard in parts.recovery.pending:
             return ()
-        return await self.parts.open_set.scan(shard, after=after, limit=_PAGE)
+        if not parts.timers.has_read(shard):
+            return ()
+        return await parts.open_set.scan(shard, after=after, limit=_PAGE)
 
     def _count(self, running: Counter[tuple[str, ...]], workflow_id: WorkflowId) -> None:
         execution = self.parts.residents.executions.get(workflow_id)

@@ -18,6 +18,7 @@ HORIZON_MS = 60_000
 """What is due later is read from the open set, where checkpoints put it, when it comes nearer."""
 
 _READ_EVERY_MS = 20_000
+_AGAIN_MS = 1_000
 _PAGE = 1_000
 _PAGE_MAX = 64_000
 _SLEEP_MS_MAX = 1_000
@@ -36,6 +37,7 @@ class Timers:
         self._earlier = asyncio.Event()
         self._shards: set[ShardId] = set()
         self._unread: set[ShardId] = set()
+        self._reading: ShardId | None = None
         self._have_unread = asyncio.Event()
         self.fire: Callable[[WorkflowId, TimerFired], Awaitable[None]]
 
@@ -51,6 +53,10 @@ class Timers:
         self._unread.difference_update(shards)
         for workflow_id in [one for one in self._due if not is_served(one)]:
             del self._due[workflow_id]
+
+    def has_read(self, shard: ShardId) -> bool:
+        """Whether what is due soon on this shard has been read since it is served."""
+        return shard in self._shards and shard not in self._unread and shard != self._reading
 
     def arm(self, workflow_id: WorkflowId, due_ms: int) -> None:
         """Fire at `due_ms`, in place of what was armed for this workflow."""
@@ -123,20 +129,32 @@ class Timers:
         all_ms = self._clock.monotonic_ms()
         while True:
             now_ms = self._clock.monotonic_ms()
-            shards, self._unread = self._unread, set()
+            shards = list(self._unread)
             if now_ms >= all_ms:
-                shards, all_ms = set(self._shards), now_ms + _READ_EVERY_MS
+                shards += self._shards - self._unread
+                all_ms = now_ms + _READ_EVERY_MS
             self._have_unread.clear()
-            for shard in shards & self._shards:
-                try:
-                    await self._read(shard)
-                except ClusterError as failure:
-                    log.warning("due times could not be read", error=failure.message)
+            for shard in shards:
+                if shard in self._shards:
+                    await self._read_one(shard)
+            wait_ms = min(all_ms - now_ms, _AGAIN_MS if self._unread else _READ_EVERY_MS)
             try:
-                async with asyncio.timeout((all_ms - now_ms) / 1000):
+                async with asyncio.timeout(wait_ms / 1000):
                     await self._have_unread.wait()
             except TimeoutError:
                 pass
+
+    async def _read_one(self, shard: ShardId) -> None:
+        self._unread.discard(shard)
+        self._reading = shard
+        try:
+            await self._read(shard)
+        except ClusterError as failure:
+            log.warning("due times could not be read", error=failure.message)
+            if shard in self._shards:
+                self._unread.add(shard)
+        finally:
+            self._reading = None
 
     async def _read(self, shard: ShardId) -> None:
         before_ms = self._clock.now_ms() + HORIZON_MS
