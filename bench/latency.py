@@ -26,11 +26,12 @@ from typing import Any
 import orjson
 import uvloop
 
-from bench.measuring import ROOT, Server, free_port
+from bench.measuring import ROOT, Server
 from bench.overload import WARM_UP_S, serving, window
 from bench.pressure import DEFINITION, Process, Site, now_s, register
 from bench.progress import Progress
 from bench.rest_load import lat
+from ops.children import free_port
 
 PROBE, PROBE_TASK = "probe", "probe_step"
 PROBE_DEFINITION = {

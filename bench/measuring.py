@@ -6,26 +6,24 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ops import cassandra_up, redis_up
+from ops import cassandra_up, children, redis_up
 from ops.cassandra_up import Options, Ring
-from ops.children import is_ours
+from ops.children import free_port, is_ours
 from ops.redis_up import Servers
 
 ROOT = Path(__file__).parents[1]
 PODIUM = Path(sys.executable).parent / "podium"
+_STOP_S = 60
 _NODES = "nodes.json"
 
 
@@ -309,12 +307,7 @@ def is_sound(row: dict[str, Any]) -> bool:
 
 
 def stop(server: subprocess.Popen[bytes]) -> None:
-    server.terminate()
-    try:
-        server.wait(60)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
+    children.stop(server, _STOP_S)
 
 
 def wait_until_healthy(
@@ -325,13 +318,9 @@ def wait_until_healthy(
     path: str = "/health",
     limit_s: float = 60,
 ) -> None:
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
+    """SystemExit with the end of its log if it does not answer in time."""
+    if children.wait_until_served(server, f"http://127.0.0.1:{port}{path}", limit_s):
+        return
     why = f"not ready within {limit_s:.0f} s" if server.poll() is None else "it ended"
     sys.exit(f"the engine did not start, {why}:\n{log.read_text(errors='replace')[-3000:]}")
 
@@ -345,10 +334,3 @@ def wait_until_gone(pid: int) -> None:
             return
         time.sleep(0.1)
     os.kill(pid, signal.SIGKILL)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
