@@ -285,8 +285,9 @@ async def carry_out(at: Here, call: LinkCall) -> bytes:
         arguments = operation.decode_arguments(call.arguments)
     except msgspec.DecodeError as error:
         raise ClusterError(f"The arguments of {call.operation} do not fit: {error}") from None
-    if call.sent_ms and at.clock.now_ms() - call.sent_ms > _LATE_MS:
-        # Held up so long, it may have been given up, repeated, done, and forgotten since.
+    if call.sent_ms and abs(at.clock.now_ms() - call.sent_ms) > _LATE_MS:
+        # Held up so long, it may have been given up, repeated, done, and forgotten since. One that
+        # comes from the future says that the clocks differ, so that nobody knows.
         arguments = operation.repeated(arguments)
     is_repeated = operation.knows_repeats and arguments[-1]
     if operation not in (START, START_ONCE) or is_repeated:

@@ -59,7 +59,7 @@ class SimulatedNode:
                 membership,
                 is_alone=False,
                 holds_folder=True,
-                links=SimulatedLinks(cluster.fabric, process, name),
+                links=SimulatedLinks(cluster.fabric, process, name, clock),
                 scripts=cluster.scripts,
                 check_javascript=lambda _: None,
                 clock=clock,

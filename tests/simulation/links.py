@@ -9,6 +9,7 @@ from itertools import count
 
 import msgspec
 
+from cluster.clock import Clock
 from cluster.errors import ClusterError, OutcomeUnknown, Unreached
 from cluster.node.link import LinkCall, Serve
 from tests.simulation.network import Network
@@ -171,9 +172,10 @@ class Connection:
 class SimulatedLinks:
     """Links of one process."""
 
-    def __init__(self, fabric: Fabric, process: Process, place: str) -> None:
+    def __init__(self, fabric: Fabric, process: Process, place: str, clock: Clock) -> None:
         self._fabric = fabric
         self._process = process
+        self._clock = clock
         self._place = place
         self._connections: dict[str, Connection] = {}
         self._ids = count(1)
@@ -193,7 +195,8 @@ class SimulatedLinks:
             connection = await self._connect(address, timeout_ms)
         left_ms = max(1, timeout_ms)
         raw = msgspec.Raw(arguments)
-        call = LinkCall(next(self._ids), operation, left_ms, shard, epoch, raw)
+        sent_ms = self._clock.now_ms()
+        call = LinkCall(next(self._ids), operation, left_ms, shard, epoch, raw, sent_ms)
         self._process.world.count("link: calls")
         return await connection.call(call)
 
