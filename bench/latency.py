@@ -28,7 +28,7 @@ import uvloop
 
 from bench.measuring import ROOT, Server
 from bench.overload import WARM_UP_S, serving, window
-from bench.pressure import DEFINITION, Process, Site, now_s, register
+from bench.pressure import DEFINITION, Process, Site, now_s, register, result_of
 from bench.progress import Progress
 from bench.rest_load import lat
 from ops.children import free_port
@@ -142,14 +142,7 @@ class Probe:
                 return
             for task in tasks:
                 self._in_hand[task["inputData"]["n"]] = at_s
-                result = {
-                    "workflowInstanceId": task["workflowInstanceId"],
-                    "taskId": task["taskId"],
-                    "workerId": "probe",
-                    "status": "COMPLETED",
-                    "outputData": {"v": 1},
-                }
-                body = orjson.dumps(result)
+                body = result_of(task, "probe")
                 status, answer = await results.ask(self._site.request("POST", "/tasks", body))
                 if status != 200:
                     self.errors.append(f"result {status} {answer[:100]!r}")

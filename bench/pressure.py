@@ -122,6 +122,19 @@ class Site:
         return f"{head}{kind}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
+def result_of(task: dict[str, Any], worker_id: str) -> bytes:
+    """The body of the report that a task was completed."""
+    return orjson.dumps(
+        {
+            "workflowInstanceId": task["workflowInstanceId"],
+            "taskId": task["taskId"],
+            "workerId": worker_id,
+            "status": "COMPLETED",
+            "outputData": {"v": 1},
+        }
+    )
+
+
 async def register(
     site: Site, definition: dict[str, Any] = DEFINITION, task: str | None = TASK
 ) -> None:
@@ -287,15 +300,8 @@ class Workers:
             task = self._tasks.popleft()
             if task is None:
                 return
-            result = {
-                "workflowInstanceId": task["workflowInstanceId"],
-                "taskId": task["taskId"],
-                "workerId": "w",
-                "status": "COMPLETED",
-                "outputData": {"v": 1},
-            }
             began_s = now_s()
-            request = self._site.request("POST", "/tasks", orjson.dumps(result))
+            request = self._site.request("POST", "/tasks", result_of(task, "w"))
             status, answer = await wire.ask(request)
             if status != 200:
                 self._note(status, answer)

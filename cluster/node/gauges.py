@@ -67,7 +67,7 @@ class Gauges:
         metrics.commit_log_waiting_bytes.of().set(commit_log.pending_bytes)
         metrics.commit_log_waiting_transitions.of().set(commit_log.pending_transitions)
         metrics.commit_log_pending_bytes.of().set(
-            incarnation.checkpoint.pending_bytes + incarnation.commit_log.pending_bytes
+            incarnation.checkpoint.pending_bytes + commit_log.pending_bytes
         )
 
     def _measure_traffic(self) -> None:

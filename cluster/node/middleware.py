@@ -24,7 +24,7 @@ from cluster.metrics import Counter, Histogram, Metrics
 from cluster.node.admission import Admission, Gate, Pass
 from cluster.node.connections import Server
 from cluster.node.plain_http import PlainRequest
-from cluster.node.reply import Refusal, Reply, reply
+from cluster.node.reply import Refusal, Reply, error_body, reply
 
 log = get_log(__name__)
 
@@ -407,15 +407,13 @@ class Edge:
 
     def _refused(self, error: ClusterError) -> Answer:
         if isinstance(error, ValidationFailed):
-            return _json_answer(
-                error.status,
-                {
-                    "status": error.status,
-                    "message": error.message,
-                    "retryable": False,
-                    "validationErrors": [_violation(v) for v in error.violations],
-                },
-            )
+            body = {
+                "status": error.status,
+                "message": error.message,
+                "retryable": False,
+                "validationErrors": [_violation(v) for v in error.violations],
+            }
+            return Answer(orjson.dumps(body), error.status)
         if isinstance(error, Overloaded):
             answer = self._error(
                 error.status, error.message, retryable=True, retryAfterMs=1000 * error.retry_after_s
@@ -424,14 +422,8 @@ class Edge:
         return self._error(error.status, error.message, retryable=error.retryable)
 
     def _error(self, status: int, message: str, *, retryable: bool = False, **more: Any) -> Answer:
-        body = {
-            "status": status,
-            "message": message,
-            "instance": self._instance,
-            "retryable": retryable,
-            **more,
-        }
-        return _json_answer(status, body)
+        body = error_body(status, message, self._instance, retryable=retryable, **more)
+        return Answer(body, status)
 
     def _answer_unknown(self, method: str, path: str) -> Answer:
         allowed = self._root.methods(path.split("/"))
@@ -490,7 +482,3 @@ def _response(answer: Answer) -> web.Response:
     if answer.body:
         headers[hdrs.CONTENT_TYPE] = answer.content_type
     return web.Response(body=answer.body or None, status=answer.status, headers=headers)
-
-
-def _json_answer(status: int, body: dict[str, Any]) -> Answer:
-    return Answer(orjson.dumps(body), status)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 from aiohttp.http import SERVER_SOFTWARE
@@ -36,6 +36,12 @@ def reply(
     return Reply(b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body), closes)
 
 
+def error_body(status: int, message: str, instance: str, *, retryable: bool, **more: Any) -> bytes:
+    """Conductor's JSON of an error, with what only some errors say."""
+    body = {"status": status, "message": message, "instance": instance, "retryable": retryable}
+    return orjson.dumps(body | more)
+
+
 class Refusal:
     """A 429 that is encoded before anybody is refused; one object answers any number of requests.
 
@@ -47,14 +53,8 @@ class Refusal:
     def __init__(self, message: str, instance: str, retry_after_ms: int) -> None:
         self.message = message
         self.retry_after_s = -(-retry_after_ms // 1000)
-        self.body = orjson.dumps(
-            {
-                "status": self.status,
-                "message": message,
-                "instance": instance,
-                "retryable": True,
-                "retryAfterMs": retry_after_ms,
-            }
+        self.body = error_body(
+            self.status, message, instance, retryable=True, retryAfterMs=retry_after_ms
         )
 
 

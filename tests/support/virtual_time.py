@@ -34,6 +34,19 @@ class _VirtualSelector(selectors.SelectSelector):
         return ready
 
 
+class HandClock:
+    """The Clock port on a time that the test sets."""
+
+    def __init__(self) -> None:
+        self.ms = 1_000
+
+    def now_ms(self) -> int:
+        return self.ms
+
+    def monotonic_ms(self) -> int:
+        return self.ms
+
+
 class VirtualClock:
     """The Clock port on the time of the running VirtualLoop."""
 

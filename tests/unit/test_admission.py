@@ -12,6 +12,7 @@ from cluster.errors import Overloaded
 from cluster.metrics import Metrics
 from cluster.node.admission import SLICE, Admission, Pass
 from cluster.node.middleware import Answer, Call, Edge, Route
+from tests.support.virtual_time import HandClock
 
 START, READ, RESULT = (
     ("POST", "/api/workflow/{name}"),
@@ -21,24 +22,11 @@ START, READ, RESULT = (
 DELAY_MS = 100
 
 
-class Hand:
-    """A clock that is moved by hand."""
-
-    def __init__(self) -> None:
-        self.ms = 1_000
-
-    def now_ms(self) -> int:
-        return self.ms
-
-    def monotonic_ms(self) -> int:
-        return self.ms
-
-
 class Door:
     """The door of a node, whose stores have room or not."""
 
     def __init__(self, *, starts_max: int = 1_000, reads_max: int = 1_000) -> None:
-        self.clock = Hand()
+        self.clock = HandClock()
         self.metrics = Metrics()
         self.has_room = True
         self.admission = Admission(

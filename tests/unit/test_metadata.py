@@ -10,23 +10,11 @@ from cluster.errors import Conflict, InvalidRequest, NotFound, StoreFault, Valid
 from cluster.node.metadata import Metadata, NoSuchWorkflow
 from cluster.store.memory.metadata import MemoryMetadataStore
 from cluster.store.ports import Definition
+from tests.support.virtual_time import HandClock
 
 pytestmark = pytest.mark.asyncio
 
 STEP = {"name": "t", "taskReferenceName": "a"}
-
-
-class Watch:
-    """A clock that the test sets."""
-
-    def __init__(self) -> None:
-        self.ms = 1_000
-
-    def now_ms(self) -> int:
-        return self.ms
-
-    def monotonic_ms(self) -> int:
-        return self.ms
 
 
 class CountingStore(MemoryMetadataStore):
@@ -67,8 +55,8 @@ class CountingStore(MemoryMetadataStore):
 
 
 @pytest.fixture
-def watch() -> Watch:
-    return Watch()
+def watch() -> HandClock:
+    return HandClock()
 
 
 @pytest.fixture
@@ -77,7 +65,7 @@ def store() -> CountingStore:
 
 
 @pytest.fixture
-def metadata(store: CountingStore, watch: Watch) -> Metadata:
+def metadata(store: CountingStore, watch: HandClock) -> Metadata:
     return Metadata(store, watch, check_javascript=lambda _: None)
 
 
@@ -125,7 +113,7 @@ async def test_registrations_at_once_may_overwrite_each_other(metadata: Metadata
     assert len(await metadata.workflows()) == 1
 
 
-async def test_times_are_those_that_conductor_gives(metadata: Metadata, watch: Watch) -> None:
+async def test_times_are_those_that_conductor_gives(metadata: Metadata, watch: HandClock) -> None:
     await metadata.register(flow(createTime=5, updateTime=7))
     assert await times(metadata) == (1_000, 7)
     watch.ms = 2_000
@@ -187,7 +175,7 @@ async def test_registration_names_its_own_paths(metadata: Metadata) -> None:
     assert refused.value.violations[0].path == "registerWorkflowDef.arg0.schemaVersion"
 
 
-async def test_lists_of_definitions(metadata: Metadata, watch: Watch) -> None:
+async def test_lists_of_definitions(metadata: Metadata, watch: HandClock) -> None:
     for version in (10, 2, 3):
         await metadata.register(flow("w", version=version))
     watch.ms = 3_000
@@ -227,7 +215,7 @@ async def test_what_is_not_there_is_named(metadata: Metadata) -> None:
 # -- task definitions
 
 
-async def test_times_and_authors_of_task_definitions(metadata: Metadata, watch: Watch) -> None:
+async def test_times_and_authors_of_task_definitions(metadata: Metadata, watch: HandClock) -> None:
     mine = {"createTime": 5, "updateTime": 6, "createdBy": "c", "updatedBy": "u", "ownerApp": "o"}
     fields = (*mine,)
 
@@ -424,7 +412,7 @@ async def test_inline_definitions_are_frozen_without_being_registered(metadata: 
     assert (empty.name, empty.version) == ("", 1)
 
 
-async def test_the_cache_is_bounded(store: CountingStore, watch: Watch) -> None:
+async def test_the_cache_is_bounded(store: CountingStore, watch: HandClock) -> None:
     metadata = Metadata(store, watch, check_javascript=lambda _: None, cache_bytes_max=5_000)
     for name in "abcdefgh":
         await metadata.register(flow(name))
