@@ -320,6 +320,15 @@ class Metrics:
         self.requeued_workflows = counter(
             "requeued_workflows", "Open workflows whose tasks were told to the queues again."
         )
+        self.system_tasks_under_way = gauge(
+            "system_tasks_under_way", "System tasks that this node carries out.", "task_type"
+        )
+        self.system_task_seconds = histogram(
+            "system_task_seconds",
+            "How long they took, by what they came to; dropped: nobody wanted them any more.",
+            _DURATION_S,
+            *("task_type", "outcome"),
+        )
         self.tasks_unheard = counter(
             "tasks_unheard", "Hand-outs of which a queue heard nothing: their owners were asked."
         )

@@ -242,6 +242,51 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, about("Processes that evaluate scripts and jq.", "processes", ge=1, le=64)
     ] = 2
 
+    system_task_concurrency: Annotated[
+        int,
+        about(
+            "Tasks of one system task type (HTTP, ...) that this node carries out at a time.",
+            "tasks",
+            ge=1,
+            le=10_000,
+        ),
+    ] = 100
+    system_task_concurrency_by_type: Annotated[
+        str,
+        about(
+            "The same for single types: `HTTP=200, JDBC=20`.",
+            pattern=r"^\s*([^=,\s]+=[1-9][0-9]{0,3}\s*(,\s*|$))*$",
+        ),
+    ] = ""
+    system_task_lease_ms: Annotated[
+        int,
+        about(
+            "Silence of a node after which a system task that it carries out goes to another one.",
+            "ms",
+            ge=300,
+        ),
+    ] = 30_000
+    system_task_time_limit_ms: Annotated[
+        int, about("Time that one system task may take.", "ms", ge=1)
+    ] = 300_000
+    http_private_addresses: Annotated[
+        bool,
+        about("HTTP tasks may call private addresses: those of services in the same network."),
+    ] = True
+    http_loopback_addresses: Annotated[
+        bool, about("HTTP tasks may call addresses of the machine that this node runs on.")
+    ] = False
+    http_response_bytes_max: Annotated[
+        int, about("Largest body of a response to an HTTP task.", "bytes", ge=1024)
+    ] = 3 * MIB
+    http_client_certificates: Annotated[
+        str,
+        about(
+            "Client certificates for HTTP tasks, as paths of PEM files: `name=CERT:KEY` or "
+            "`name=CERT:KEY:CA`, several with commas between."
+        ),
+    ] = ""
+
     audit_interval_ms: Annotated[
         int, about("Pause between two walks over all open workflows.", "ms", ge=10)
     ] = 120_000
@@ -278,6 +323,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # Not settings of the server but values for workflows: see SECRET_PREFIX and ENVIRONMENT_PREFIX.
     secrets: Mapping[str, str] = {}
     environment: Mapping[str, str] = {}
+
+    def system_tasks_at_once(self, task_type: str) -> int:
+        """How many system tasks of a type this node carries out at a time."""
+        for entry in self.system_task_concurrency_by_type.split(","):
+            name, _, count = entry.strip().partition("=")
+            if name == task_type:
+                return int(count)
+        return self.system_task_concurrency
 
     @property
     def is_alone(self) -> bool:

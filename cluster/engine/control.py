@@ -444,8 +444,14 @@ def requeue(step: Step, event: TasksRequeued) -> None:
     """Hand out again what a worker has or waits for, with what is left of its callback."""
     execution = step.execution
     for task in list(execution.open_tasks()):
-        if task.type == event.task_type and step.types[task.type].is_worker:
+        task_type = step.types[task.type]
+        is_done = (
+            # An executor has done its part; somebody else completes the task.
+            task_type.by_executor and task.status is TaskStatus.IN_PROGRESS and not task.wake_ms
+        )
+        if task.type == event.task_type and task_type.is_worker and not is_done:
             task.status = TaskStatus.SCHEDULED
+            task.wake_ms = 0
             task.visible_ms = max(task.visible_ms, step.at_ms)
             push(step, task)
             arm(step, task, execution.node_of(task))

@@ -27,7 +27,9 @@ from cluster.engine.events import (
     ScriptEvaluated,
     SubWorkflowResolved,
     TaskDefsFrozen,
+    TaskExecuted,
     TaskHandedBack,
+    TaskHeld,
     TaskPolled,
     TaskSkipped,
     TasksRequeued,
@@ -55,10 +57,10 @@ from cluster.engine.retries import (
 from cluster.engine.scheduling import begin_attempt, begin_mapped, push
 from cluster.engine.schemas import task_checks
 from cluster.engine.step import Outcome, Step, Surroundings, WorkflowFailed
-from cluster.engine.tasks import TASK_TYPES, start_workflow, sub_workflow
+from cluster.engine.tasks import TASK_TYPES, outside, start_workflow, sub_workflow
 from cluster.engine.transitions import OPEN_TASK, TaskStatus, WorkflowStatus
 from cluster.engine.turn import run
-from cluster.errors import NotFound
+from cluster.errors import Conflict, NotFound
 from cluster.ids import derived_workflow_id, slot_of
 
 DEFAULT = Surroundings()
@@ -80,7 +82,7 @@ def decide(
     """
     header = execution.header
     status, work, due_ms = header.status, header.work, header.due_ms
-    step = Step(execution, event.at_ms, surroundings, TASK_TYPES)
+    step = Step(execution, event.at_ms, surroundings, surroundings.types or TASK_TYPES)
     if budget is not None:
         step.budget = budget
     try:
@@ -111,6 +113,10 @@ def _apply(step: Step, event: Event) -> None:
             on_task_handed_back(step, event)
         case TaskUnheard():
             on_unheard(step, event)
+        case TaskHeld():
+            on_task_held(step, event)
+        case TaskExecuted():
+            on_task_executed(step, event)
         case WorkflowStarted():
             on_started(step)
         case Continued():
@@ -189,6 +195,8 @@ def on_task_polled(step: Step, event: TaskPolled) -> None:
     task.poll_count += 1
     task.callback_after_s = 0
     task.worker_id = event.worker_id
+    if step.types[task.type].by_executor:
+        task.wake_ms = step.at_ms + step.surroundings.executor_lease_ms
     step.execution.touch(task)
     arm(step, task, step.execution.node_of(task))
 
@@ -207,10 +215,59 @@ def on_task_handed_back(step: Step, event: TaskHandedBack) -> None:
     task.poll_count -= 1
     if not task.poll_count:
         task.start_ms = 0
+    task.wake_ms = 0
     task.worker_id = ""
     task.update_ms = step.at_ms
     step.execution.touch(task)
     arm(step, task, step.execution.node_of(task))
+
+
+def on_task_held(step: Step, event: TaskHeld) -> None:
+    """Raises Conflict where that delivery is nobody's business any more: its executor may stop."""
+    execution = step.execution
+    task = open_task(step, event.number)
+    if task is None or task.delivery != event.delivery:
+        raise Conflict(f"Task {execution.task_id(event.number)} is not to be executed any more")
+    if task.status is TaskStatus.SCHEDULED:
+        # The note of its hand-over is on its way still, or got lost.
+        polled = TaskPolled(event.at_ms, event.number, event.worker_id, event.delivery)
+        on_task_polled(step, polled)
+    elif task.wake_ms:
+        # The standing timer finds the later due time when it fires.
+        task.wake_ms = step.at_ms + step.surroundings.executor_lease_ms
+        execution.touch(task)
+
+
+def on_task_executed(step: Step, event: TaskExecuted) -> None:
+    """The first result counts, whichever delivery it is of; a word about going on has to be of
+    the present one."""
+    execution = step.execution
+    task = open_task(step, event.number)
+    if task is None:
+        return
+    node = execution.node_of(task)
+    status, wake_ms = event.status, 0
+    if status is TaskStatus.IN_PROGRESS:
+        wake_ms = max(step.at_ms + event.callback_after_s * 1000, step.at_ms + 1)
+    elif status is TaskStatus.COMPLETED and outside.is_completed_elsewhere(step, task, node):
+        status = TaskStatus.IN_PROGRESS
+    if status is TaskStatus.IN_PROGRESS:
+        if event.delivery != task.delivery:
+            return
+        # The note of its hand-over may come later than this, and must not begin a lease.
+        on_task_polled(step, TaskPolled(step.at_ms, task.number, event.worker_id, event.delivery))
+        task.wake_ms = wake_ms
+    report = TaskUpdated(
+        step.at_ms,
+        event.number,
+        status,
+        output=event.output,
+        reason=event.reason,
+        worker_id=event.worker_id,
+        callback_after_s=event.callback_after_s,
+        by_worker=False,
+    )
+    on_task_updated(step, report)
 
 
 def on_task_updated(step: Step, event: TaskUpdated) -> None:
@@ -255,12 +312,13 @@ def on_task_updated(step: Step, event: TaskUpdated) -> None:
             step.finish(task, TaskStatus.FAILED_WITH_TERMINAL_ERROR, f"Task {fault}")
         return
     task.update_ms = step.at_ms
-    if step.types[task.type].is_worker and event.by_worker:
+    task_type = step.types[task.type]
+    if task_type.is_worker and not task_type.by_executor and event.by_worker:
         task.status = TaskStatus.SCHEDULED
         task.visible_ms = step.at_ms + event.callback_after_s * 1000
         push(step, task)
     else:
-        if task.status is not TaskStatus.SCHEDULED or step.types[task.type].is_worker:
+        if task.status is not TaskStatus.SCHEDULED or not event.by_worker:
             # What the engine has not begun yet still has to be begun.
             task.status = TaskStatus.IN_PROGRESS
         execution.touch(task)

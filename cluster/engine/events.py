@@ -47,6 +47,27 @@ class TaskUpdated(_Event, frozen=True):
     """False: the engine's own executors report; IN_PROGRESS then keeps the task with them."""
 
 
+class TaskHeld(_Event, frozen=True):
+    """An executor is still at delivery `delivery` of a task: its lease counts from now."""
+
+    number: int
+    worker_id: str
+    delivery: int
+
+
+class TaskExecuted(_Event, frozen=True):
+    """An executor is through with delivery `delivery` of a task. `output` is a JSON object."""
+
+    number: int
+    worker_id: str
+    delivery: int
+    status: TaskStatus
+    """IN_PROGRESS: it goes on after `callback_after_s`."""
+    output: bytes
+    reason: str | None = None
+    callback_after_s: int = 0
+
+
 class TaskUnheard(_Event, frozen=True):
     """`queue` gave delivery `delivery` of a task away a while ago, and has heard nothing since."""
 
@@ -216,6 +237,8 @@ Event = (
     WorkflowStarted
     | TaskPolled
     | TaskHandedBack
+    | TaskHeld
+    | TaskExecuted
     | TaskUnheard
     | TaskUpdated
     | LeaseExtended

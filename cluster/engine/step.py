@@ -46,6 +46,10 @@ class Surroundings(msgspec.Struct, frozen=True):
     """What `${workflow.env.NAME}` resolves to."""
     is_polled: Callable[[str, str, int], bool] = _nobody_polls
     """Whether a worker asked for (task type, domain) within the last seconds before a time."""
+    types: "Mapping[str, TaskType] | None" = None
+    """Task types, where some are installed that the engine does not have by itself."""
+    executor_lease_ms: int = 30_000
+    """How long an executor has a task without a sign of life, before another one gets it."""
     task_definitions: Callable[[tuple[str, ...]], dict[str, Any] | None] = _knows_none
     """The registered ones among some names, as JSON; None where that takes a look into a store."""
     tasks_per_step_max: int = 200
@@ -106,6 +110,9 @@ class TaskType(NamedTuple):
     """taskType and taskDefName where they are not those of the step."""
     resolves_input: bool = True
     is_worker: bool = False
+    """It waits in a queue for whoever polls for it."""
+    by_executor: bool = False
+    """It does so for the executors of nodes, not for workers; see `engine/tasks/outside.py`."""
     on_definitions: "Callable[[Step, Task, Node], None] | None" = None
     """The task definitions it asked for have been frozen."""
     retries: bool = True

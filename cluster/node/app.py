@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Literal
 
@@ -15,6 +15,8 @@ from aiohttp import web
 
 from cluster import __version__
 from cluster.clock import Clock, Random, SystemClock, SystemRandom
+from cluster.engine.tasks import with_custom_types
+from cluster.engine.tasks.outside import BUILT_IN
 from cluster.metrics import Metrics
 from cluster.node import wire
 from cluster.node.admission import Admission
@@ -32,7 +34,9 @@ from cluster.node.api import (
 )
 from cluster.node.api.services import Services
 from cluster.node.elsewhere import Elsewhere
+from cluster.node.executors.installed import open_system_tasks
 from cluster.node.executors.scripts import ScriptPool, check_javascript
+from cluster.node.executors.system_tasks import Executors
 from cluster.node.fragments import StoredFragments
 from cluster.node.gauges import Gauges
 from cluster.node.ground import open_ground
@@ -58,6 +62,7 @@ from cluster.store.lease_ports import Leases, Member, Membership
 from cluster.store.ports import LogId, Stores
 from cluster.store.queue_ports import QueueItem, Queues
 from cluster.store.traffic import Traffic
+from cluster.system_tasks import SystemTask
 
 _LAST_LINKS_S = 1
 _BACKLOG = 1024
@@ -99,6 +104,10 @@ async def running(
         async with AsyncExitStack() as stack:
             traffic = Traffic()
             ground = await stack.enter_async_context(open_ground(settings, clock, random, traffic))
+            scripts = await stack.enter_async_context(_scripts(settings))
+            system_tasks = await stack.enter_async_context(
+                open_system_tasks(settings, evaluate=scripts.evaluate, clock=clock)
+            )
             node = Node(
                 settings,
                 ground.stores,
@@ -107,7 +116,8 @@ async def running(
                 ground.membership,
                 is_alone=ground.is_alone,
                 holds_folder=not ground.is_alone,
-                scripts=await stack.enter_async_context(_scripts(settings)),
+                scripts=scripts,
+                system_tasks=system_tasks,
                 check_javascript=check_javascript,
                 clock=clock,
                 random=random,
@@ -156,6 +166,7 @@ class Node:
         *,
         is_alone: bool,
         scripts: Scripts,
+        system_tasks: Mapping[str, SystemTask] | None = None,
         check_javascript: Callable[[str], str | None],
         clock: Clock,
         random: Random,
@@ -165,8 +176,10 @@ class Node:
     ) -> None:
         """`is_alone`: the stores are locked for this process, so whoever wrote before is gone.
         `holds_folder`: no other process of this node is there, so its logs are nobody's.
+        `system_tasks` that it carries out, by task type.
         `links` to other nodes: websockets if they are not given. `traffic`: what the stores ask
         of servers."""
+        system_tasks = system_tasks or {}
         self._settings = settings
         self._is_alone = is_alone
         self._began_ms = clock.now_ms()
@@ -239,6 +252,18 @@ class Node:
             # Results of what is handed out must find room too.
             may_hand_out=lambda: self.home.has_room(2),
             counts_holds=False,
+            reserved=frozenset((*BUILT_IN, *system_tasks)),
+        )
+        self._executors = Executors(
+            system_tasks,
+            desk=desk,
+            submit=self._router.submit,
+            node_id=settings.node_id,
+            at_once=settings.system_tasks_at_once,
+            lease_ms=settings.system_task_lease_ms,
+            time_limit_ms=settings.system_task_time_limit_ms,
+            clock=clock,
+            metrics=self.metrics,
         )
         self._poll_book = PollBook(desk, stores.records, clock, is_shared=not is_alone)
         front = Front(
@@ -257,6 +282,7 @@ class Node:
                 self._router,
                 input_bytes_max=settings.workflow_payload_bytes_max,
             ),
+            task_types=with_custom_types(system_tasks),
             desk=desk,
             items=items,
             clock=clock,
@@ -396,12 +422,14 @@ class Node:
                     self._metadata.run(),
                     self._poll_book.run(),
                     self._jobs.run(),
+                    self._executors.run(),
                     self._gauges.watch_lag(),
                 )
             ]
             try:
                 yield
             finally:
+                await self._executors.finish(self._settings.shutdown_timeout_ms)
                 await self.succession.finish()
                 for loop in loops:
                     loop.cancel()

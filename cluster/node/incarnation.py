@@ -1,12 +1,12 @@
 """Everything of a node that writes under one log id: it lives and ends with its commit log."""
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.clock import Clock
 from cluster.engine.model import Execution
-from cluster.engine.step import Surroundings
+from cluster.engine.step import Surroundings, TaskType
 from cluster.errors import Fenced, NotOwner
 from cluster.ids import ShardId, WorkflowId
 from cluster.logs import get_log
@@ -63,6 +63,7 @@ class Front:
     limits: TaskLimits
     plans: Plans
     outside: Outside
+    task_types: Mapping[str, TaskType]
     desk: PollDesk
     items: wire.QueueItems
     clock: Clock
@@ -419,6 +420,8 @@ class Incarnation:
         return Surroundings(
             environment=settings.environment,
             is_polled=self._is_polled,
+            types=self._front.task_types,
+            executor_lease_ms=settings.system_task_lease_ms,
             task_definitions=self._front.metadata.task_defs_at_hand,
             open_tasks_max=settings.open_tasks_max,
             payload_bytes_max=settings.workflow_payload_bytes_max,

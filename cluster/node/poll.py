@@ -7,7 +7,7 @@ as it takes to carry them, and nobody polls the queue while nothing happens.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from itertools import count as count_from
 from typing import Protocol
@@ -31,6 +31,8 @@ POLLED_QUEUES_MAX = 10_000
 
 # A domain that was polled so lately is known to be served.
 _KNOWN_MS = 5000
+# In front of the name of a queue: another one, into which nothing ever comes.
+_NOBODYS = "\0"
 # Looks in a row that found only tasks their owners did not want handed out, before others run.
 _ROUNDS_MAX = 50
 
@@ -105,11 +107,13 @@ class PollDesk:
         fragments: Fragments | None = None,
         may_hand_out: Callable[[], bool] = lambda: True,
         counts_holds: bool = True,
+        reserved: Container[str] = (),
     ) -> None:
         """`limits_of` a task type; `fragment_of` a key, as JSON members (`"workflowTask":{…},…`);
         `complete` the payload of an item that is marked incomplete. None of them may raise.
         `fragments` fetches those that other nodes have made; None: there are no others.
         `may_hand_out` False: polls find nothing, because what waits for the log is too much.
+        `reserved` task types are for executors: polls of workers never find any.
 
         `counts_holds` False: the queues do not know yet which tasks workers have from before a
         restart, so types with a concurrency limit hand out nothing until `holds_are_counted`.
@@ -123,6 +127,7 @@ class PollDesk:
         self._complete = complete
         self._fragments = fragments
         self._may_hand_out = may_hand_out
+        self._reserved = reserved
         self._lines: dict[str, Line] = {}
         self._deadlines = Deadlines(clock)
         self._poll_data: dict[tuple[str, str | None], PollData] = {}
@@ -147,8 +152,10 @@ class PollDesk:
         count: int,
         timeout_ms: int,
         connected: Callable[[], bool] = lambda: True,
+        by_executor: bool = False,
     ) -> Polled:
         """Up to `count` tasks for a worker, as soon as there is one; none after `timeout_ms`.
+        `by_executor`: for one of this node's own, which gets what is reserved.
 
         Cancelled, it loses nothing. A client that has gone (`connected` says False) gets nothing;
         whoever cannot write what is returned calls `hand_back`. When too many polls are parked it
@@ -157,7 +164,9 @@ class PollDesk:
         """
         check_timeout(timeout_ms)
         request = _Request(task_type, domain or None, worker_id, count, connected)
-        self._note(request)
+        if not by_executor:
+            self._note(request)
+            self._keep_out(request)
         if self._closed or count < 1:
             return Polled(request.queue)
         line = self._lines.get(request.queue)
@@ -197,6 +206,7 @@ class PollDesk:
         ]
         for request in requests:
             self._note(request)
+            self._keep_out(request)
         if self._closed or count < 1:
             return []
         visited = [(request, self._visit(request.queue)) for request in requests]
@@ -254,6 +264,11 @@ class PollDesk:
         self._counts_holds = True
         for queue in list(self._lines):
             self._wake(queue, 0)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether every poll gets nothing, at once."""
+        return self._closed
 
     def close(self) -> None:
         """Answer all polls at once with nothing, those that still come too."""
@@ -510,6 +525,11 @@ class PollDesk:
         if line.is_unused and self._lines.get(line.queue) is line:
             line.close()
             del self._lines[line.queue]
+
+    def _keep_out(self, request: "_Request") -> None:
+        """Have a worker that asks for what is reserved wait, for it would come again and again."""
+        if request.task_type in self._reserved:
+            request.queue = _NOBODYS + request.queue
 
     def _note(self, request: "_Request") -> None:
         self._metrics.task_poll.of(request.task_type).inc()

@@ -90,7 +90,11 @@ MUTANTS = [
             "task.visible_ms = step.at_ms + event.callback_after_s * 1000",
             "task.visible_ms = step.at_ms + 60_000",
         ),
-        (105, "if step.types[task.type].is_worker and event.by_worker:", "if event.by_worker:"),
+        (
+            105,
+            "if task_type.is_worker and not task_type.by_executor and event.by_worker:",
+            "if event.by_worker:",
+        ),
         (
             106,
             "{**execution.task_output(task), **payloads.load(event.output)}",

@@ -17,6 +17,7 @@ FOR_ALL_BUT_ENGINE = (
     "cluster.logs",
     "cluster.metrics",
     "cluster.settings",
+    "cluster.system_tasks",
     "cluster.urls",
 )
 # The only module that names an implementation of a port.

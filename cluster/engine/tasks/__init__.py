@@ -1,5 +1,7 @@
 """What the engine does with each task type: one module per family, one line per type here."""
 
+from collections.abc import Iterable
+
 from cluster.engine.step import TaskType
 from cluster.engine.tasks import (
     builtin,
@@ -8,6 +10,7 @@ from cluster.engine.tasks import (
     fork,
     join,
     loop,
+    outside,
     scripts,
     start_workflow,
     sub_workflow,
@@ -44,5 +47,11 @@ TASK_TYPES = TaskTypes(
         "INLINE": scripts.INLINE,
         "LAMBDA": scripts.LAMBDA,
         "JSON_JQ_TRANSFORM": scripts.JSON_JQ_TRANSFORM,
+        **dict.fromkeys(outside.BUILT_IN, outside.TYPE),
     }
 )
+
+
+def with_custom_types(names: Iterable[str]) -> TaskTypes:
+    """The engine's task types and those that are installed in this process."""
+    return TaskTypes({**dict.fromkeys(names, outside.TYPE), **TASK_TYPES})
