@@ -121,7 +121,6 @@ class Incarnation:
             timers=self._timers,
             clock=clock,
             ended=self._ended,
-            together=not settings.is_alone,
         )
         self.checkpoint = Checkpoint(
             stores,

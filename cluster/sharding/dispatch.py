@@ -96,10 +96,8 @@ class Dispatcher:
         timers: Timers,
         clock: Clock,
         ended: Callable[[WorkflowId], None],
-        together: bool = False,
     ) -> None:
-        """`together` is that of `QueueLane`."""
-        self._lane = QueueLane(queues, clock, together=together)
+        self._lane = QueueLane(queues, clock)
         self._outside = outside
         self._timers = timers
         self._clock = clock

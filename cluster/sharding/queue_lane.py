@@ -2,12 +2,11 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
 
 from cluster.clock import Clock
 from cluster.ids import TaskId
 from cluster.sharding.insist import insist
-from cluster.store.queue_ports import QueueItem, TaskQueues
+from cluster.store.queue_ports import QueueItem, QueueNews, TaskQueues
 
 LANE_BYTES_MAX = 64 << 20
 """Of what waits for queues that are away. Beyond it the queues are filled again later."""
@@ -36,11 +35,9 @@ class _Batch:
 class QueueLane:
     """Runs on its own: while the queues are away timers fire and scripts run all the same."""
 
-    def __init__(self, queues: TaskQueues, clock: Clock, *, together: bool = False) -> None:
-        """`together`: for queues that send what is asked for at the same time as one call."""
+    def __init__(self, queues: TaskQueues, clock: Clock) -> None:
         self._queues = queues
         self._clock = clock
-        self._together = together
         self._batches: deque[_Batch] = deque()
         """In order; the last one is being filled."""
         self._bytes = 0
@@ -115,28 +112,15 @@ class QueueLane:
         return batch
 
     async def _carry_out(self, batch: _Batch) -> None:
-        queues = self._queues
-        calls: list[Callable[[], Awaitable[None]]] = []
-        if batch.pushes:
-            calls.append(lambda: queues.push(batch.pushes, now_ms=self._clock.now_ms()))
-        if batch.held:
-            calls.append(lambda: queues.hold(batch.held))
-        if batch.acknowledged:
-            calls.append(lambda: queues.acknowledge(batch.acknowledged))
-        if self._together and len(calls) > 1:
-            await asyncio.gather(*(self._insist(call) for call in calls))
-            return
-        for call in calls:
-            await self._insist(call)
+        if batch.size:
+            news = QueueNews(batch.pushes, batch.held, batch.acknowledged)
+            await insist(lambda: self._attempt(news), clock=self._clock, deadline_ms=None)
 
-    async def _insist(self, call: Callable[[], Awaitable[None]]) -> None:
-        async def attempt() -> None:
-            try:
-                await call()
-            except BaseException:
-                # Cancelled: no answer in time.
-                self._is_away = True
-                raise
-            self._is_away = False
-
-        await insist(attempt, clock=self._clock, deadline_ms=None)
+    async def _attempt(self, news: QueueNews) -> None:
+        try:
+            await self._queues.tell(news, now_ms=self._clock.now_ms())
+        except BaseException:
+            # Cancelled: no answer in time.
+            self._is_away = True
+            raise
+        self._is_away = False

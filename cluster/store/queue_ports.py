@@ -65,6 +65,15 @@ class QueueSize(msgspec.Struct, frozen=True, gc=False):
     """The earliest due time of a waiting task; in the future if none is due yet."""
 
 
+class QueueNews(msgspec.Struct, frozen=True, gc=False):
+    """What owners have to say of tasks, all by queue. No task is named twice, but that pushes of
+    one may follow each other."""
+
+    pushed: dict[str, list[QueueItem]]
+    held: dict[str, dict[TaskId, int]]
+    acknowledged: dict[str, list[TaskId]]
+
+
 def queue_name(task_type: str, domain: str | None) -> str:
     """`taskType`, or `domain:taskType` with a domain; an empty domain is none."""
     return f"{domain}:{task_type}" if domain else task_type
@@ -108,9 +117,8 @@ class TaskQueues(Protocol):
     async def acknowledge(self, batch: Mapping[str, Sequence[TaskId]]) -> None:
         """Forget tasks (queue → ids) wherever they are, and free their slots."""
 
-    async def hold(self, batch: Mapping[str, Mapping[TaskId, int]]) -> None:
-        """Workers have these tasks (queue → id → delivery), says their owner after a restart: they
-        count against the limits, even beyond them."""
+    async def tell(self, news: QueueNews, *, now_ms: int) -> None:
+        """`push`, `acknowledge` and the upkeep's `hold`, in any order: one call for three."""
 
     async def unknown(self, batch: Mapping[str, Sequence[TaskId]]) -> Sequence[TaskId]:
         """Those among some tasks (queue → ids) that neither wait nor are held, in no order."""
@@ -136,6 +144,10 @@ class QueueUpkeep(Protocol):
         Ask their owners, who acknowledge them, hold them or hand them back. Each is told once
         in HAND_OUT_MS, to one caller.
         """
+
+    async def hold(self, batch: Mapping[str, Mapping[TaskId, int]]) -> None:
+        """Workers have these tasks (queue → id → delivery), says their owner after a restart: they
+        count against the limits, even beyond them."""
 
     async def refuse(self, queue: str, items: Sequence[QueueItem]) -> None:
         """These were popped, but their owners do not want them handed out: forget each that is

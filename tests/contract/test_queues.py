@@ -28,6 +28,7 @@ from cluster.store.queue_ports import (
     HAND_OUT_MS,
     Limits,
     QueueItem,
+    QueueNews,
     QueueSize,
     QueueUpkeep,
     TaskQueues,
@@ -170,6 +171,38 @@ async def test_an_acknowledged_task_is_gone_from_everywhere(queues: Queues) -> N
     assert await pop(queues, count=1) == ["a"]
     await queues.acknowledge({"mail": ids("a", "b", "c", "unknown"), "unknown": ids("x")})
     assert await pop(queues, now_ms=T0 + 99) == []
+    assert await queues.sizes() == {}
+
+
+@pytest.mark.asyncio
+async def test_what_owners_tell_in_one_call(queues: Queues) -> None:
+    await queues.push({"mail": [item("a"), item("b")]}, now_ms=T0)
+    assert await pop(queues, count=1) == ["a"]
+    news = QueueNews(
+        pushed={"mail": [item("c")], "post": [item("d"), item("d", delivery=2)]},
+        held={"mail": {TaskId("e"): 1}},
+        acknowledged={"mail": ids("a")},
+    )
+    for _ in range(2):
+        await queues.tell(news, now_ms=T0)
+    assert await queues.sizes() == {"mail": QueueSize(2, 1, T0), "post": QueueSize(1, 0, T0)}
+    assert (await queues.pop("post", count=5, now_ms=T0)).items == [item("d", delivery=2)]
+    assert await pop(queues) == ["b", "c"]
+    await queues.tell(QueueNews({}, {}, {}), now_ms=T0)
+
+
+@pytest.mark.asyncio
+async def test_much_is_told_in_one_call(queues: Queues) -> None:
+    names = [f"task-{number}" for number in range(7_000)]
+    pushed = {
+        f"queue-{first}": [item(name) for name in names[first : first + 1_750]]
+        for first in range(0, len(names), 1_750)
+    }
+    await queues.tell(QueueNews(pushed, {}, {}), now_ms=T0)
+    sizes = await queues.sizes()
+    assert sizes == {queue: QueueSize(1_750, 0, T0) for queue in pushed}
+    gone = {queue: [one.task_id for one in items] for queue, items in pushed.items()}
+    await queues.tell(QueueNews({}, {}, gone), now_ms=T0)
     assert await queues.sizes() == {}
 
 

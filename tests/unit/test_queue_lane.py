@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any, cast
 
@@ -11,7 +10,7 @@ import pytest
 from cluster.errors import Unavailable
 from cluster.ids import TaskId
 from cluster.sharding.queue_lane import QueueLane
-from cluster.store.queue_ports import QueueItem, TaskQueues
+from cluster.store.queue_ports import QueueItem, QueueNews, TaskQueues
 from tests.support.virtual_time import VirtualClock, run_virtual
 
 
@@ -22,41 +21,29 @@ class Notes:
         self.told: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
         self.calls = 0
         self.faults = 0
-        self.under_way = self.under_way_most = 0
 
-    async def push(self, batch: Mapping[str, Sequence[QueueItem]], *, now_ms: int) -> None:
-        await self._called()
-        for items in batch.values():
-            for item in items:
-                self.told[item.task_id].append(("push", item.delivery))
-
-    async def hold(self, batch: Mapping[str, Mapping[TaskId, int]]) -> None:
-        await self._called()
-        for held in batch.values():
-            for task, delivery in held.items():
-                self.told[task].append(("hold", delivery))
-
-    async def acknowledge(self, batch: Mapping[str, Sequence[TaskId]]) -> None:
-        await self._called()
-        for tasks in batch.values():
-            for task in tasks:
-                self.told[task].append(("acknowledge", 0))
-
-    async def _called(self) -> None:
+    async def tell(self, news: QueueNews, *, now_ms: int) -> None:
         self.calls += 1
-        self.under_way += 1
-        self.under_way_most = max(self.under_way, self.under_way_most)
         await asyncio.sleep(0.01)
-        self.under_way -= 1
         if self.faults:
             self.faults -= 1
             raise Unavailable("away")
+        # As they like: whoever relies on an order between the three is found out here.
+        for tasks in news.acknowledged.values():
+            for task in tasks:
+                self.told[task].append(("acknowledge", 0))
+        for held in news.held.values():
+            for task, delivery in held.items():
+                self.told[task].append(("hold", delivery))
+        for items in news.pushed.values():
+            for item in items:
+                self.told[item.task_id].append(("push", item.delivery))
 
 
-def with_lane(test: Any, *, together: bool = False) -> None:
+def with_lane(test: Any) -> None:
     async def main() -> None:
         notes = Notes()
-        lane = QueueLane(cast(TaskQueues, notes), VirtualClock(), together=together)
+        lane = QueueLane(cast(TaskQueues, notes), VirtualClock())
         running = asyncio.create_task(lane.run())
         await test(lane, notes)
         running.cancel()
@@ -74,9 +61,8 @@ async def done(lane: QueueLane) -> None:
     await marker
 
 
-@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("seed", range(30))
-def test_each_task_is_told_in_order_however_calls_are_grouped(seed: int, together: bool) -> None:
+def test_each_task_is_told_in_order_however_calls_are_grouped(seed: int) -> None:
     async def test(lane: QueueLane, notes: Notes) -> None:
         random = Random(seed)
         notes.faults = random.randrange(3)
@@ -98,21 +84,19 @@ def test_each_task_is_told_in_order_however_calls_are_grouped(seed: int, togethe
         await done(lane)
         assert notes.told == expected
 
-    with_lane(test, together=together)
+    with_lane(test)
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_calls_about_different_tasks_go_together(together: bool) -> None:
+def test_what_is_told_of_different_tasks_is_one_call() -> None:
     async def test(lane: QueueLane, notes: Notes) -> None:
         for number in range(100):
             lane.push("q", item(f"new-{number}", 1))
             lane.acknowledge("q", TaskId(f"old-{number}"))
         await done(lane)
-        assert notes.calls == 2
-        assert notes.under_way_most == (2 if together else 1)
+        assert notes.calls == 1
         assert len(notes.told) == 200
 
-    with_lane(test, together=together)
+    with_lane(test)
 
 
 def test_a_mark_is_set_when_all_before_it_is_done_and_not_earlier() -> None:

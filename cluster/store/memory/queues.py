@@ -18,6 +18,7 @@ from cluster.store.queue_ports import (
     Limits,
     Popped,
     QueueItem,
+    QueueNews,
     QueueSize,
     Wake,
     task_type_of,
@@ -118,6 +119,11 @@ class MemoryTaskQueues:
         for queue, deliveries in batch.items():
             lane = self._lanes.get(queue) or self._open(queue)
             lane.group.held += lane.hold(deliveries)
+
+    async def tell(self, news: QueueNews, *, now_ms: int) -> None:
+        await self.push(news.pushed, now_ms=now_ms)
+        await self.hold(news.held)
+        await self.acknowledge(news.acknowledged)
 
     async def unknown(self, batch: Mapping[str, Sequence[TaskId]]) -> Sequence[TaskId]:
         found: list[TaskId] = []

@@ -1,14 +1,13 @@
 """Connections to Redis, whatever its form: one server, a Sentinel group or a Cluster."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any, Final, Protocol
 
-import redis.asyncio
-from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
@@ -22,13 +21,13 @@ from redis.exceptions import (
 )
 
 from cluster.errors import StoreFault
-from cluster.urls import Host, Login, RedisClusterUrl, RedisSentinelUrl, RedisUrl
+from cluster.store.redis.pipe import Address, Argument, Heard, Server
+from cluster.urls import Host, RedisClusterUrl, RedisSentinelUrl, RedisUrl
 
-Argument = bytes | str | int
-Address = tuple[str, int]
+_FAULTS: Final = (RedisError, OSError, TimeoutError)
+"""What is raised when a server is away, busy, or not what it was."""
 
-FAULTS: Final = (RedisError, OSError, TimeoutError)
-"""What the driver raises when a server is away, busy, or not what it was."""
+_PING_S = 1.0
 
 
 class Script:
@@ -51,42 +50,41 @@ class Connection(Protocol):
     async def run(self, script: Script, key: str, arguments: Sequence[Argument]) -> list[Any]:
         """The script's answer. StoreFault: there was none, the outcome is unknown."""
 
-    def subscribed(self, channel: str) -> AbstractAsyncContextManager[PubSub]:
-        """A subscription while the context lasts. The driver's errors pass through."""
+    async def listen(self, channel: str, heard: Heard, began: Callable[[], None]) -> None:
+        """Hear what is published until the connection breaks: StoreFault. `began` is called when
+        nothing is missed from then on."""
 
 
 class OneServer:
-    """The connection to a single server, or to whichever a Sentinel group calls its primary."""
+    """A single server, or whichever a Sentinel group calls its primary."""
 
-    def __init__(self, client: redis.asyncio.Redis) -> None:
-        self._client = client
+    def __init__(self, server: Server) -> None:
+        self._server = server
 
     async def run(self, script: Script, key: str, arguments: Sequence[Argument]) -> list[Any]:
         try:
-            return await _run(self._client, script, key, arguments)
-        except FAULTS as error:
-            raise fault(error) from error
+            return await _run(self._server, script, key, arguments)
+        except _FAULTS as error:
+            raise _fault(error) from error
 
-    @asynccontextmanager
-    async def subscribed(self, channel: str) -> AsyncIterator[PubSub]:
-        pubsub = await _subscribe(self._client, channel)
+    async def listen(self, channel: str, heard: Heard, began: Callable[[], None]) -> None:
         try:
-            yield pubsub
-        finally:
-            await _unsubscribe(pubsub)
+            await self._server.listen(channel, heard=heard, began=began, ping_s=_PING_S)
+        except _FAULTS as error:
+            raise _fault(error) from error
 
 
 class ClusterServers:
-    """The connections to the primaries of a Redis Cluster.
+    """The primaries of a Redis Cluster.
 
     The driver has a client for this too; but that one gives up all its connections when it loses
     one, and so carries the loss of a primary to all the others.
     """
 
-    def __init__(self, seeds: Sequence[Address], options: Mapping[str, Any]) -> None:
+    def __init__(self, seeds: Sequence[Address], server_at: Callable[[Address], Server]) -> None:
         self._seeds = seeds
-        self._options = options
-        self._clients: dict[Address, redis.asyncio.Redis] = {}
+        self._server_at = server_at
+        self._servers: dict[Address, Server] = {}
         self._owners: list[tuple[int, int, Address]] = []
         """First slot, last slot, primary."""
         self._is_stale = True
@@ -97,54 +95,57 @@ class ClusterServers:
         try:
             await self._refresh()
             try:
-                return await _run(self._client_of(slot), script, key, arguments)
+                return await _run(self._owner_of(slot), script, key, arguments)
             except MovedError as moved:
                 # It was not run there; whom the answer names knows better than our table.
                 self._is_stale = True
-                client = self._client_at((moved.host, moved.port))
-                return await _run(client, script, key, arguments)
-        except FAULTS as error:
+                server = self._at((moved.host, moved.port))
+                return await _run(server, script, key, arguments)
+        except _FAULTS as error:
             # Also while a slot is on its way (ASK): half of it would look like a loss.
             self._is_stale = True
-            raise fault(error) from error
+            raise _fault(error) from error
 
-    @asynccontextmanager
-    async def subscribed(self, channel: str) -> AsyncIterator[PubSub]:
+    async def listen(self, channel: str, heard: Heard, began: Callable[[], None]) -> None:
+        has_begun = False
+
+        def begin() -> None:
+            nonlocal has_begun
+            has_begun = True
+            began()
+
         # Whichever it is, the servers pass messages on to each other.
-        await self._refresh()
         error: Exception = ClusterDownError("no server of the Redis Cluster is known")
-        for _, _, address in self._owners:
-            try:
-                pubsub = await _subscribe(self._client_at(address), channel)
-            except FAULTS as failure:
-                pass_cancellation()
-                error = failure
-                continue
-            try:
-                yield pubsub
-            finally:
-                await _unsubscribe(pubsub)
-            return
-        raise error
+        try:
+            await self._refresh()
+            for _, _, address in self._owners:
+                try:
+                    server = self._at(address)
+                    await server.listen(channel, heard=heard, began=begin, ping_s=_PING_S)
+                except _FAULTS as failure:
+                    error = failure
+                    if has_begun:
+                        break
+        except _FAULTS as failure:
+            error = failure
+        raise _fault(error) from error
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close all connections."""
-        for client in self._clients.values():
-            await client.aclose()
+        for server in self._servers.values():
+            server.close()
 
-    def _client_of(self, slot: int) -> redis.asyncio.Redis:
+    def _owner_of(self, slot: int) -> Server:
         for first, last, address in self._owners:
             if first <= slot <= last:
-                return self._client_at(address)
+                return self._at(address)
         raise ClusterDownError(f"no server of the Redis Cluster has slot {slot}")
 
-    def _client_at(self, address: Address) -> redis.asyncio.Redis:
-        client = self._clients.get(address)
-        if client is None:
-            host, port = address
-            client = redis.asyncio.Redis(host=host, port=port, **self._options)
-            self._clients[address] = client
-        return client
+    def _at(self, address: Address) -> Server:
+        server = self._servers.get(address)
+        if server is None:
+            server = self._servers[address] = self._server_at(address)
+        return server
 
     def _is_known(self) -> bool:
         return not self._is_stale
@@ -160,10 +161,8 @@ class ClusterServers:
             known = [address for _, _, address in self._owners]
             for address in dict.fromkeys([*known, *self._seeds]):
                 try:
-                    told = await _send(self._client_at(address), "CLUSTER", "SLOTS")
-                    pass_cancellation()
-                except FAULTS as failure:
-                    pass_cancellation()
+                    told = await self._at(address).call("CLUSTER", "SLOTS")
+                except _FAULTS as failure:
                     error = failure
                     continue
                 self._owners = _owners(told, address)
@@ -183,50 +182,20 @@ def _owners(told: Sequence[Any], teller: Address) -> list[tuple[int, int, Addres
 
 
 async def _run(
-    client: redis.asyncio.Redis, script: Script, key: str, arguments: Sequence[Argument]
+    server: Server, script: Script, key: str, arguments: Sequence[Argument]
 ) -> list[Any]:
     try:
         try:
-            answer = await _send(client, "EVALSHA", script.digest, 1, key, *arguments)
+            answer = await server.call("EVALSHA", script.digest, 1, key, *arguments)
         except NoScriptError:
-            answer = await _send(client, "EVAL", script.source, 1, key, *arguments)
+            answer = await server.call("EVAL", script.source, 1, key, *arguments)
     except OutOfMemoryError as error:
         raise OutOfMemory(f"Redis takes nothing new: {error}") from error
-    except FAULTS:
-        pass_cancellation()
-        raise
-    pass_cancellation()
     assert isinstance(answer, list)
     return answer
 
 
-async def _send(client: redis.asyncio.Redis, *words: Argument) -> Any:
-    return await client.execute_command(*words)  # type: ignore[no-untyped-call]
-
-
-async def _subscribe(client: redis.asyncio.Redis, channel: str) -> PubSub:
-    pubsub = client.pubsub()
-    try:
-        await pubsub.subscribe(channel)
-    except BaseException:
-        await _unsubscribe(pubsub)
-        raise
-    return pubsub
-
-
-async def _unsubscribe(pubsub: PubSub) -> None:
-    with suppress(*FAULTS):
-        await pubsub.aclose()  # type: ignore[no-untyped-call]
-
-
-def pass_cancellation() -> None:
-    """The driver turns a cancellation into an error of its own, or drops it, now and then."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-
-
-def fault(error: Exception) -> StoreFault:
+def _fault(error: Exception) -> StoreFault:
     return StoreFault(f"Redis gave no answer: {type(error).__name__}: {error}")
 
 
@@ -237,46 +206,55 @@ async def connected(
     """A connection that is opened by its first call, and again whenever it broke."""
     match url:
         case RedisUrl():
-            alone = redis.asyncio.Redis(
-                host=_name(url.host),
-                port=url.host.port,
-                db=url.database,
-                **_options(url.login, timeout_ms),
-            )
-            async with alone:
+            address = partial(_itself, _address(url.host))
+            alone = Server(address, login=url.login, database=url.database, timeout_ms=timeout_ms)
+            try:
                 yield OneServer(alone)
+            finally:
+                alone.close()
         case RedisSentinelUrl():
             group = Sentinel(  # type: ignore[no-untyped-call]
-                [(_name(host), host.port) for host in url.sentinels],
-                sentinel_kwargs=_options(None, timeout_ms),
-                **_options(url.login, timeout_ms),
+                [_address(host) for host in url.sentinels],
+                sentinel_kwargs={
+                    "socket_timeout": timeout_ms / 1000,
+                    "socket_connect_timeout": timeout_ms / 1000,
+                    "retry": Retry(NoBackoff(), 0),
+                    "protocol": 2,
+                },
             )
+            address = partial(_primary, group, url.master)
+            primary = Server(address, login=url.login, timeout_ms=timeout_ms)
             try:
-                async with group.master_for(url.master) as primary:
-                    yield OneServer(primary)
+                yield OneServer(primary)
             finally:
+                primary.close()
                 for sentinel in group.sentinels:
                     await sentinel.aclose()
         case RedisClusterUrl():
-            seeds = [(_name(host), host.port) for host in url.hosts]
-            servers = ClusterServers(seeds, _options(url.login, timeout_ms))
+            servers = ClusterServers(
+                [_address(host) for host in url.hosts],
+                lambda address: Server(
+                    partial(_itself, address), login=url.login, timeout_ms=timeout_ms
+                ),
+            )
             try:
                 yield servers
             finally:
-                await servers.close()
+                servers.close()
 
 
-def _options(login: Login | None, timeout_ms: int) -> dict[str, Any]:
-    return {
-        "username": (login.user or None) if login else None,
-        "password": login.password if login else None,
-        "socket_timeout": timeout_ms / 1000,
-        "socket_connect_timeout": timeout_ms / 1000,
-        # A repeated pop would take twice; whoever asked decides whether to ask again.
-        "retry": Retry(NoBackoff(), 0),
-        "protocol": 2,
-    }
+async def _itself(address: Address) -> Address:
+    return address
 
 
-def _name(host: Host) -> str:
-    return host.name.strip("[]")
+async def _primary(group: Sentinel, name: str) -> Address:
+    host, port = await group.discover_master(name)
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        # The driver drops a cancellation now and then.
+        raise asyncio.CancelledError
+    return str(host), int(port)
+
+
+def _address(host: Host) -> Address:
+    return host.name.strip("[]"), host.port

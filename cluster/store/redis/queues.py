@@ -13,7 +13,7 @@ that it sleeps on, because a wake is only a message.
 
 import asyncio
 from binascii import crc32
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -27,17 +27,12 @@ from cluster.store.queue_ports import (
     Limits,
     Popped,
     QueueItem,
+    QueueNews,
     QueueSize,
     Wake,
     task_type_of,
 )
-from cluster.store.redis.connection import (
-    FAULTS,
-    Connection,
-    OutOfMemory,
-    Script,
-    pass_cancellation,
-)
+from cluster.store.redis.connection import Connection, OutOfMemory, Script
 from cluster.store.redis.gathering import Gathering, Operation
 from cluster.store.traffic import Traffic
 
@@ -48,6 +43,7 @@ _SLEEP_MS_MAX = 10_000
 """Longer than any poll is parked: who has not looked for this long is not waiting."""
 _PASS_ON_S = 0.02
 _CHUNK = 1_000
+_TOGETHER_BYTES = 1 << 20
 _NO_LIMITS = Limits()
 
 _SCRIPT = Script("queues.lua")
@@ -106,18 +102,7 @@ class RedisTaskQueues:
         """Queue → pops so far, to see whether a wake is followed by one."""
 
     async def push(self, batch: Mapping[str, Sequence[QueueItem]], *, now_ms: int) -> None:
-        answers = []
-        for queue, items in batch.items():
-            partition = self._of(queue)
-            for chunk in _chunks(items):
-                operation: Operation = ["push", queue, task_type_of(queue), now_ms, len(chunk)]
-                size = 0
-                for item in chunk:
-                    record = _record(item)
-                    size += len(record)
-                    operation += (item.task_id, _raw(record))
-                answers.append(partition.ask(operation, size=size))
-        await _all(answers)
+        await self._tell(_pushes(batch, now_ms))
 
     async def pop(
         self, queue: str, *, count: int, now_ms: int, limits: Limits | None = None
@@ -158,20 +143,36 @@ class RedisTaskQueues:
             await _all([self._of(queue).ask(_back(queue, chunk)) for chunk in _chunks(items)])
 
     async def acknowledge(self, batch: Mapping[str, Sequence[TaskId]]) -> None:
-        await _all(
-            self._of(queue).ask(["acknowledge", queue, task_type_of(queue), len(chunk), *chunk])
-            for queue, task_ids in batch.items()
-            for chunk in _chunks(task_ids)
-        )
+        await self._tell(_acknowledgements(batch))
 
     async def hold(self, batch: Mapping[str, Mapping[TaskId, int]]) -> None:
-        await _all(
-            self._of(queue).ask(
-                ["hold", queue, task_type_of(queue), len(chunk), *chain.from_iterable(chunk)]
+        await self._tell(_holds(batch))
+
+    async def tell(self, news: QueueNews, *, now_ms: int) -> None:
+        await self._tell(
+            chain(
+                _pushes(news.pushed, now_ms),
+                _holds(news.held),
+                _acknowledgements(news.acknowledged),
             )
-            for queue, deliveries in batch.items()
-            for chunk in _chunks(list(deliveries.items()))
         )
+
+    async def _tell(self, sized: Iterable[tuple[Operation, int]]) -> None:
+        """Carry out what has no answer: what concerns a partition goes together, within bounds."""
+        answers: list[asyncio.Future[Any]] = []
+        gathered: dict[_Partition, _Together] = {}
+        for operation, size in sized:
+            partition = self._of(operation[1])
+            together = gathered.get(partition)
+            if together is None:
+                together = gathered[partition] = _Together()
+            together.add(operation, size)
+            if together.is_full:
+                answers.append(partition.ask_all(together.operations, size=together.size))
+                del gathered[partition]
+        for partition, together in gathered.items():
+            answers.append(partition.ask_all(together.operations, size=together.size))
+        await _all(answers)
 
     async def unknown(self, batch: Mapping[str, Sequence[TaskId]]) -> Sequence[TaskId]:
         found = await _all(
@@ -254,18 +255,10 @@ class RedisTaskQueues:
     async def _listen(self) -> None:
         while True:
             try:
-                async with self._connection.subscribed(self._channel) as subscription:
-                    # What was published before is lost.
-                    self._wake_all()
-                    while True:
-                        message = await subscription.get_message(
-                            ignore_subscribe_messages=True, timeout=_LOOK_EVERY_MS / 1000
-                        )
-                        if message is not None:
-                            self._heard(message["data"])
-            except FAULTS as error:
-                pass_cancellation()
-                log.debug("wakes of other nodes are not heard", error=str(error))
+                # What was published before is lost.
+                await self._connection.listen(self._channel, self._heard, self._wake_all)
+            except StoreFault as fault:
+                log.debug("wakes of other nodes are not heard", error=fault.message)
             await asyncio.sleep(_LOOK_EVERY_MS / 1000)
 
     async def _look_again(self) -> None:
@@ -355,9 +348,11 @@ class _Partition:
         self._wake = wake
         self._sent = 0
         self._answered = 0
+        self._next_generation = self._drawn()
         self.generation = ""
         gathering = Gathering(self._call)
         self.ask = gathering.ask
+        self.ask_all = gathering.ask_all
         self.run = gathering.run
 
     async def _call(self, operations: Sequence[Operation]) -> Sequence[Any]:
@@ -383,17 +378,22 @@ class _Partition:
                 self._node,
                 number,
                 self._answered,
-                f"{self._random.bits(64):016x}/{self._partitions}",
+                self._next_generation,
                 self._shard_count,
                 encoded,
             ],
         )
         self._answered = number
         self.generation = generation.decode()
+        if self.generation == self._next_generation:
+            self._next_generation = self._drawn()
         if wakes:
             # Whoever awaits an answer must find that its wakes have come before it.
             self._wake(wakes)
         return answers
+
+    def _drawn(self) -> str:
+        return f"{self._random.bits(64):016x}/{self._partitions}"
 
     def _count(self, operations: Sequence[Operation], size: int) -> None:
         self._calls.requests += 1
@@ -402,8 +402,55 @@ class _Partition:
             self._traffic.of("redis", operation[0]).items += 1
 
 
+class _Together:
+    """Operations that one partition is asked for at a time."""
+
+    __slots__ = ("arguments", "operations", "size")
+
+    def __init__(self) -> None:
+        self.operations: list[Operation] = []
+        self.arguments = 0
+        self.size = 0
+
+    def add(self, operation: Operation, size: int) -> None:
+        self.operations.append(operation)
+        self.arguments += len(operation)
+        self.size += size
+
+    @property
+    def is_full(self) -> bool:
+        return self.arguments >= 2 * _CHUNK or self.size >= _TOGETHER_BYTES
+
+
 def _needs_memory(operation: Operation) -> bool:
     return operation[0] in ("push", "hold")
+
+
+def _pushes(
+    batch: Mapping[str, Sequence[QueueItem]], now_ms: int
+) -> Iterator[tuple[Operation, int]]:
+    for queue, items in batch.items():
+        for chunk in _chunks(items):
+            operation: Operation = ["push", queue, task_type_of(queue), now_ms, len(chunk)]
+            size = 0
+            for item in chunk:
+                record = _record(item)
+                size += len(record)
+                operation += (item.task_id, _raw(record))
+            yield operation, size
+
+
+def _holds(batch: Mapping[str, Mapping[TaskId, int]]) -> Iterator[tuple[Operation, int]]:
+    for queue, deliveries in batch.items():
+        for chunk in _chunks(list(deliveries.items())):
+            told = chain.from_iterable(chunk)
+            yield ["hold", queue, task_type_of(queue), len(chunk), *told], 0
+
+
+def _acknowledgements(batch: Mapping[str, Sequence[TaskId]]) -> Iterator[tuple[Operation, int]]:
+    for queue, task_ids in batch.items():
+        for chunk in _chunks(task_ids):
+            yield ["acknowledge", queue, task_type_of(queue), len(chunk), *chunk], 0
 
 
 def _record(item: QueueItem) -> bytes:
