@@ -95,16 +95,37 @@ def idempotency_id(workflow_name: str, key: str) -> WorkflowId:
     return _workflow_id(entropy >> 64, slot_of_key(workflow_name, key), entropy & (1 << 38) - 1)
 
 
+def schedule_id(name: str) -> WorkflowId:
+    """The id of a schedule: made of its name, with a time at which no workflow was started."""
+    digest = blake2b(f"{name}\0schedule".encode(), digest_size=16).digest()
+    entropy = int.from_bytes(digest, "big")
+    # The first minutes of 1970: what stores keep by the time of ids lies in few places.
+    at_ms = entropy >> 64 & (1 << 19) - 1
+    return _workflow_id(at_ms, entropy >> 100 & (1 << SLOT_BITS) - 1, entropy & (1 << 38) - 1)
+
+
+def is_schedule(workflow_or_task: str) -> bool:
+    """Whether an id is that of a schedule."""
+    return workflow_or_task.startswith("0000000")
+
+
+def derived_text(origin: str) -> str:
+    """A UUID, in text form, that is the same for the same `origin`."""
+    value = int.from_bytes(blake2b(origin.encode(), digest_size=16).digest(), "big")
+    value &= ~(0xF << 76 | 3 << 62)
+    return _text(value | _VERSION | _VARIANT)
+
+
 def parse_workflow_id(text: str) -> WorkflowId:
     """Check that `text` is a workflow id of ours; raises NotFound otherwise."""
-    if not _is_ours(text) or text[31:] != "00000":
+    if not _is_ours(text) or text[31:] != "00000" or is_schedule(text):
         raise NotFound(f"No such workflow found by id: {text}")
     return WorkflowId(text.lower())
 
 
 def parse_task_id(text: str) -> TaskId:
     """Check that `text` is a task id of ours; raises NotFound otherwise."""
-    if not _is_ours(text) or text[31:] == "00000":
+    if not _is_ours(text) or text[31:] == "00000" or is_schedule(text):
         raise NotFound(f"Task not found for taskId: {text}")
     return TaskId(text.lower())
 

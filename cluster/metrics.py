@@ -341,6 +341,14 @@ class Metrics:
         self.timer_lateness = histogram(
             "timer_lateness_seconds", "From a timer's due time to its event.", _LATENCY_S
         )
+        self.schedule_starts = counter(
+            "schedule_starts", "Starts of schedules; state: EXECUTED, FAILED.", "state"
+        )
+        self.schedule_lateness = histogram(
+            "schedule_lateness_seconds",
+            "From an instant of a schedule to the decision to start.",
+            _DURATION_S,
+        )
         self.index_lag = gauge("index_lag_seconds", "How far search is behind the commit log.")
         self.outbox_pending = gauge("outbox_pending", "Messages between shards not acknowledged.")
         self.event_loop_lag = histogram(

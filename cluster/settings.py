@@ -298,6 +298,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         about("A workflow without a live cause for this long is repaired and counted.", "ms", ge=0),
     ] = 10_000
 
+    schedule_grace_ms: Annotated[
+        int,
+        about(
+            "For how long a missed instant of a schedule is made good. Older ones are left out, "
+            "but for the last one, unless the schedule runs catch-up instances.",
+            "ms",
+            ge=0,
+        ),
+    ] = 60_000
+    schedule_jitter_ms: Annotated[
+        int,
+        about(
+            "Starts of schedules are spread over so much time behind their instants.", "ms", ge=0
+        ),
+    ] = 0
     idempotency_ttl_days: Annotated[
         int, about("How long an idempotency key is remembered.", "days", ge=1)
     ] = 7

@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 
 from cluster.engine.model import Execution, Task
 from cluster.engine.retries import due_of, timeout_start_ms
+from cluster.engine.schedules import SCHEDULE
 from cluster.engine.step import queue_name
 from cluster.engine.tasks import TASK_TYPES
 from cluster.engine.tasks.join import watched_refs
+from cluster.engine.tasks.schedule import waits_for_answers
 from cluster.engine.transitions import TaskStatus, WorkflowStatus
 
 ASKING = frozenset(
@@ -46,6 +48,8 @@ def causes_of(execution: Execution) -> Causes:
             continue
         if TASK_TYPES[task.type].is_worker:
             causes.queued.setdefault(queue_name(task), []).append(task.number)
+        elif task.type == SCHEDULE:
+            causes.effect = causes.effect or waits_for_answers(execution)
         elif not task.wake_ms and not is_paused:
             causes.effect = causes.effect or _needs_effect(execution, task)
     if not is_paused:

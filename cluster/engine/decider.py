@@ -24,6 +24,12 @@ from cluster.engine.events import (
     Restarted,
     Resumed,
     Retried,
+    ScheduleDeleted,
+    ScheduledStarted,
+    ScheduleListed,
+    SchedulePaused,
+    ScheduleResumed,
+    ScheduleSaved,
     ScriptEvaluated,
     SubWorkflowResolved,
     TaskDefsFrozen,
@@ -57,7 +63,7 @@ from cluster.engine.retries import (
 from cluster.engine.scheduling import begin_attempt, begin_mapped, push
 from cluster.engine.schemas import task_checks
 from cluster.engine.step import Outcome, Step, Surroundings, WorkflowFailed
-from cluster.engine.tasks import TASK_TYPES, outside, start_workflow, sub_workflow
+from cluster.engine.tasks import TASK_TYPES, outside, schedule, start_workflow, sub_workflow
 from cluster.engine.transitions import OPEN_TASK, TaskStatus, WorkflowStatus
 from cluster.engine.turn import run
 from cluster.errors import Conflict, NotFound
@@ -165,6 +171,15 @@ def _apply(step: Step, event: Event) -> None:
             control.requeue(step, event)
         case VariablesUpdated():
             control.update_variables(step, event)
+        case (
+            ScheduleSaved()
+            | SchedulePaused()
+            | ScheduleResumed()
+            | ScheduleDeleted()
+            | ScheduledStarted()
+            | ScheduleListed()
+        ):
+            schedule.on_event(step, event)
         case _:
             assert_never(event)
 

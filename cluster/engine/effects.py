@@ -130,6 +130,32 @@ class ContinueLater(_Effect, frozen=True):
     """Work items are left: send Continued after what else waits in the mailbox."""
 
 
+class StartScheduled(_Effect, frozen=True):
+    """Start `workflow_id` for a schedule and put down what became of it; comes back as
+    ScheduledStarted. `record` is the execution without its outcome."""
+
+    number: int
+    workflow_id: str
+    request: dict[str, Any]
+    record: dict[str, Any]
+    forgets_ms: int
+    """The instant whose record goes, 0 = none."""
+
+
+class ListSchedule(_Effect, frozen=True):
+    """Have the list of schedules show a schedule as `value`, None: not any more, with the records
+    of the instants `forgets_ms`; comes back as ScheduleListed."""
+
+    revision: int
+    name: str
+    value: bytes | None
+    forgets_ms: tuple[int, ...]
+
+
+class ForgetSchedule(_Effect, frozen=True):
+    """Remove the execution of a schedule that was deleted."""
+
+
 class WorkflowEnded(_Effect, frozen=True):
     """It has reached a terminal status: for metrics, waiters and eviction."""
 
@@ -148,5 +174,8 @@ Effect = (
     | Post
     | ArmTimer
     | ContinueLater
+    | StartScheduled
+    | ListSchedule
+    | ForgetSchedule
     | WorkflowEnded
 )

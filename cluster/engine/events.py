@@ -233,6 +233,36 @@ class VariablesUpdated(_Event, frozen=True):
     variables: dict[str, Any]
 
 
+class ScheduleSaved(_Event, frozen=True):
+    """A schedule is saved anew: `saved` is the WorkflowSchedule, checked."""
+
+    saved: bytes
+
+
+class SchedulePaused(_Event, frozen=True):
+    reason: str | None = None
+
+
+class ScheduleResumed(_Event, frozen=True):
+    pass
+
+
+class ScheduleDeleted(_Event, frozen=True):
+    """Nothing starts any more; it goes when the list of schedules has forgotten it."""
+
+
+class ScheduledStarted(_Event, frozen=True):
+    """Start `number` of a schedule has happened, or cannot; its record of execution is written."""
+
+    number: int
+
+
+class ScheduleListed(_Event, frozen=True):
+    """The list of schedules shows `revision` of a schedule."""
+
+    revision: int
+
+
 Event = (
     WorkflowStarted
     | TaskPolled
@@ -263,4 +293,10 @@ Event = (
     | CallbacksReset
     | TasksRequeued
     | VariablesUpdated
+    | ScheduleSaved
+    | SchedulePaused
+    | ScheduleResumed
+    | ScheduleDeleted
+    | ScheduledStarted
+    | ScheduleListed
 )

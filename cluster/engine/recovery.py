@@ -8,9 +8,10 @@ from cluster.engine.model import Execution, Task
 from cluster.engine.outbox import START, send_again
 from cluster.engine.retries import arm_all
 from cluster.engine.revival import RESUME, go_on
+from cluster.engine.schedules import SCHEDULE
 from cluster.engine.scheduling import push
 from cluster.engine.step import Step, queue_name
-from cluster.engine.tasks import TASK_TYPES, sub_workflow
+from cluster.engine.tasks import TASK_TYPES, schedule, sub_workflow
 from cluster.engine.transitions import OPEN_TASK, TaskStatus, WorkflowStatus
 from cluster.ids import WorkflowId, same_slot
 
@@ -41,6 +42,8 @@ def recover(step: Step) -> None:
             continue
         if step.types[task.type].is_worker:
             step.effects.append(_for_queue(task))
+        elif task.type == SCHEDULE:
+            schedule.ask_again(step, task)
         elif not task.wake_ms:
             _ask_again(step, task)
 

@@ -61,6 +61,9 @@ class Surroundings(msgspec.Struct, frozen=True):
     variables_bytes_max: int = 256 * 1024
     payload_bytes_max: int = 5 * 1024 * 1024
     task_output_bytes_max: int = 3 * 1024 * 1024
+    schedule_grace_ms: int = 60_000
+    """Missed instants of a schedule that does not catch up are made good for so long."""
+    schedule_jitter_ms: int = 0
 
 
 class Place(NamedTuple):

@@ -29,6 +29,7 @@ from cluster.node.api import (
     jobs,
     later,
     metadata,
+    scheduler,
     tasks,
     workflow,
 )
@@ -53,6 +54,7 @@ from cluster.node.overview import Overview
 from cluster.node.poll import PollDesk
 from cluster.node.poll_book import PollBook
 from cluster.node.router import Router
+from cluster.node.schedule_book import ScheduleBook
 from cluster.node.succession import Succession
 from cluster.settings import Settings
 from cluster.sharding.membership import Presence
@@ -266,6 +268,7 @@ class Node:
             metrics=self.metrics,
         )
         self._poll_book = PollBook(desk, stores.records, clock, is_shared=not is_alone)
+        schedule_book = ScheduleBook(stores.records, clock, self.metrics)
         front = Front(
             settings=settings,
             stores=stores,
@@ -280,6 +283,7 @@ class Node:
                 scripts,
                 self._metadata,
                 self._router,
+                schedule_book,
                 input_bytes_max=settings.workflow_payload_bytes_max,
             ),
             task_types=with_custom_types(system_tasks),
@@ -335,6 +339,7 @@ class Node:
             limits=self._limits,
             desk=desk,
             jobs=self._jobs,
+            schedule_book=schedule_book,
             queues=queues,
             search=stores.search,
             records=stores.records,
@@ -349,7 +354,7 @@ class Node:
             is_ready=self._is_ready,
         )
         operations = (tasks, exchange, workflow, bulk, bulk_start, jobs)
-        for resource in (*operations, metadata, health, cluster):
+        for resource in (*operations, metadata, scheduler, health, cluster):
             self._edge.add(resource.routes(self.services))
         self._edge.add(later.routes())
 

@@ -425,6 +425,8 @@ class Incarnation:
             open_tasks_max=settings.open_tasks_max,
             payload_bytes_max=settings.workflow_payload_bytes_max,
             task_output_bytes_max=settings.task_output_bytes_max,
+            schedule_grace_ms=settings.schedule_grace_ms,
+            schedule_jitter_ms=settings.schedule_jitter_ms,
         )
 
     def _is_polled(self, task_type: str, domain: str, at_ms: int) -> bool:

@@ -404,12 +404,16 @@ class Metadata:
             if found is not None:
                 latest[child] = found.version
         snapshot = make_snapshot(definition, task_defs, latest)
+        await self.keep_snapshot(snapshot)
+        return Resolved(snapshot, definition.get("name", ""), definition["version"])
+
+    async def keep_snapshot(self, snapshot: Snapshot) -> None:
+        """Have a frozen definition in the store. Durable when it returns."""
         if snapshot.hash not in self._stored:
             await self._store.put_snapshot(bytes.fromhex(snapshot.hash), snapshot.body)
             self._stored[snapshot.hash] = None
             if len(self._stored) > STORED_HASHES_MAX:
                 self._stored.popitem(last=False)
-        return Resolved(snapshot, definition.get("name", ""), definition["version"])
 
     def _remember(self, key: tuple[str, int | None], resolved: Resolved) -> None:
         self._cache[key] = resolved

@@ -3,9 +3,9 @@
 from typing import Any, Protocol
 
 from cluster.engine import payloads
-from cluster.engine.effects import StartChild
+from cluster.engine.effects import ListSchedule, StartChild, StartScheduled
 from cluster.engine.events import Event
-from cluster.errors import NotFound
+from cluster.errors import ClusterError, NotFound
 from cluster.ids import WorkflowId
 from cluster.node.api.bodies import StartBody, read, reader
 from cluster.node.api.starts import start_request
@@ -13,6 +13,7 @@ from cluster.node.executors import scripts
 from cluster.node.executors.scripts import Language, ScriptPool
 from cluster.node.metadata import Metadata, NoSuchWorkflow, Resolved
 from cluster.node.router import Router
+from cluster.node.schedule_book import ScheduleBook
 from cluster.sharding.dispatch import ScriptFailed
 
 _START = reader(StartBody)
@@ -49,11 +50,18 @@ class OutsideWorld:
     """The Outside of the dispatcher, on this node's own parts."""
 
     def __init__(
-        self, scripts: Scripts, metadata: Metadata, router: Router, *, input_bytes_max: int
+        self,
+        scripts: Scripts,
+        metadata: Metadata,
+        router: Router,
+        book: ScheduleBook,
+        *,
+        input_bytes_max: int,
     ) -> None:
         self._scripts = scripts
         self._metadata = metadata
         self._router = router
+        self._book = book
         self._input_bytes_max = input_bytes_max
 
     async def evaluate(self, language: str, source: str, input_json: bytes) -> bytes:
@@ -80,6 +88,28 @@ class OutsideWorld:
             await self._router.launch(workflow_id, start)
         except NoSuchWorkflow as missing:
             raise NotFound(missing.start_message) from None
+
+    async def start_scheduled(self, start: StartScheduled) -> None:
+        workflow_id = WorkflowId(start.workflow_id)
+        try:
+            body = read(_START, payloads.dump(start.request))
+            request = start_request(body, input_bytes_max=self._input_bytes_max)
+            key = request.idempotency_key
+            if key is None:
+                await self._router.launch(workflow_id, request)
+            else:
+                workflow_id = await self._router.launch_once(workflow_id, request, key)
+        except NoSuchWorkflow as missing:
+            await self._book.failed(start, missing.start_message)
+        except ClusterError as failure:
+            if failure.retryable:
+                raise
+            await self._book.failed(start, failure.message)
+        else:
+            await self._book.executed(start, workflow_id)
+
+    async def list_schedule(self, schedule: ListSchedule) -> None:
+        await self._book.show(schedule)
 
     async def deliver(self, workflow_id: WorkflowId, event: Event) -> None:
         await self._router.deliver(workflow_id, event)

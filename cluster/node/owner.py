@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from cluster.clock import Clock
-from cluster.engine import control, payloads
+from cluster.engine import control, payloads, schedules
 from cluster.engine.decider import may_be_polled
 from cluster.engine.effects import StartChild
 from cluster.engine.events import (
@@ -17,6 +17,7 @@ from cluster.engine.events import (
     Rerun,
     Restarted,
     Retried,
+    ScheduleSaved,
     TaskHandedBack,
     TaskPolled,
     TasksRequeued,
@@ -24,7 +25,15 @@ from cluster.engine.events import (
 from cluster.engine.model import Execution, Header, Task
 from cluster.engine.plan import Plan
 from cluster.engine.transitions import OPEN_TASK, WorkflowStatus
-from cluster.errors import ClusterError, Conflict, Fenced, InvalidRequest, NotFound, NotOwner
+from cluster.errors import (
+    ClusterError,
+    Conflict,
+    Fenced,
+    InvalidRequest,
+    NotFound,
+    NotOwner,
+    Unavailable,
+)
 from cluster.ids import (
     ShardId,
     TaskId,
@@ -44,6 +53,8 @@ from cluster.sharding.shard import NewWorkflow, Shards
 from cluster.store.ports import OpenSet, Row
 
 _SUB_WORKFLOW_DEPTH_MAX = 100
+_FORGOTTEN_MS_MAX = 10_000
+"""How long a schedule that was deleted may take to go, before one of its name can be saved."""
 
 
 class StartWorkflow(msgspec.Struct, frozen=True):
@@ -111,6 +122,7 @@ class Owner:
         self._open_set = open_set
         self._clock = clock
         self._removed = removed
+        self._knows_schedules = False
 
     @property
     def shards(self) -> Shards:
@@ -256,6 +268,50 @@ class Owner:
                 f"which is {execution.header.status}"
             )
         return strategy == "RETURN_EXISTING"
+
+    # -- schedules
+
+    async def save_schedule(self, schedule_id: WorkflowId, saved: bytes) -> None:
+        """Save a schedule, new or in place of the one that stands; returns when that is durable.
+        One that is being deleted is waited for."""
+        if not self._knows_schedules:
+            # Before any row names it.
+            await self._metadata.keep_snapshot(schedules.SNAPSHOT)
+            self._knows_schedules = True
+        async with self._home.keys.locked(schedule_id):
+            while True:
+                shards = self.shards
+                epoch = shards.epoch_of(schedule_id)
+                try:
+                    standing = await shards.view(schedule_id)
+                except NotFound:
+                    if shards.epoch_of(schedule_id) == epoch:
+                        break
+                    # Where the shard has been away and come back, another owner may have it.
+                    continue
+                if not schedules.state_of(standing).deleted:
+                    event = ScheduleSaved(self._clock.now_ms(), saved)
+                    await shards.apply(schedule_id, event)
+                    return
+                await self._is_forgotten(schedule_id)
+            plan = self._plans.of(schedules.SNAPSHOT)
+            now_ms = self._clock.now_ms()
+            header = Header(
+                snapshot=plan.hash,
+                name=schedules.NAME,
+                version=1,
+                status=WorkflowStatus.RUNNING,
+                create_ms=now_ms,
+                update_ms=now_ms,
+            )
+            await self.shards.start(NewWorkflow(schedule_id, plan, header, saved))
+
+    async def _is_forgotten(self, schedule_id: WorkflowId) -> None:
+        try:
+            await self.shards.wait_until(schedule_id, lambda _: False, _FORGOTTEN_MS_MAX)
+        except NotFound:
+            return
+        raise Unavailable("The schedule is still being deleted; try again later")
 
     # -- events and reads
 

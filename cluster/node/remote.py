@@ -175,6 +175,10 @@ async def _start_child(at: Here, parent_id: WorkflowId, child: StartChild, repea
     return await at.owner.start_child(parent_id, child, repeated=repeated)
 
 
+async def _save_schedule(at: Here, schedule_id: WorkflowId, saved: bytes) -> None:
+    await at.owner.save_schedule(schedule_id, saved)
+
+
 async def _submit(at: Here, workflow_id: WorkflowId, event: Packed) -> None:
     await at.owner.submit(workflow_id, unpack(event, at.clock))
 
@@ -249,6 +253,7 @@ START_ONCE = Operation(_start_once, takes=tuple[WorkflowId, StartWorkflow, str],
 START_CHILD = Operation(
     _start_child, takes=tuple[WorkflowId, StartChild, bool], gives=bool, knows_repeats=True
 )
+SAVE_SCHEDULE = Operation(_save_schedule, takes=tuple[WorkflowId, bytes])
 SUBMIT = Operation(_submit, takes=tuple[WorkflowId, Packed])
 DELIVER = Operation(_deliver, takes=tuple[WorkflowId, Packed])
 REVIVE = Operation(_revive, takes=tuple[WorkflowId, Packed])
@@ -268,7 +273,7 @@ OPERATIONS = {
     one.name: one
     for one in (
         *(START, START_ONCE, START_CHILD, SUBMIT, DELIVER, REVIVE, SEE, OPEN_BY_REF, WAITING),
-        *(RESTART, RETRY, RERUN, REMOVE, NOTE, REQUEUE, CATCH_UP, DRAIN),
+        *(RESTART, RETRY, RERUN, REMOVE, NOTE, REQUEUE, CATCH_UP, DRAIN, SAVE_SCHEDULE),
     )
 }
 

@@ -19,12 +19,14 @@ from cluster.engine.events import (
     Rerun,
     Resumed,
     Retried,
+    ScheduleResumed,
     TaskHandedBack,
     TaskPolled,
     TaskUpdated,
     Terminated,
 )
 from cluster.engine.model import Execution
+from cluster.engine.schedules import state_of
 from cluster.engine.transitions import TaskStatus, WorkflowStatus
 from cluster.errors import (
     ClusterError,
@@ -43,6 +45,7 @@ from cluster.ids import (
     WorkflowId,
     new_workflow_id,
     number_of,
+    schedule_id,
     slot_of_key,
     task_id,
     workflow_of,
@@ -72,6 +75,8 @@ _PAUSE_MS, _PAUSE_MS_MAX = 10, 400
 _WAIT_MS_MAX = 5_000
 """A change of a workflow elsewhere is waited for so long at a time."""
 _CATCH_UP_MS = 2_000
+_LISTED_MS_MAX = 2_000
+"""How long an answer about a schedule waits for the list of schedules."""
 
 _NOTHING_DONE = (NotOwner, Unreached)
 _UNKNOWN = (Fenced, OutcomeUnknown, StoreFault)
@@ -155,6 +160,50 @@ class Router:
     async def launch(self, workflow_id: WorkflowId, request: StartWorkflow) -> None:
         """Start under an id drawn before; a start that happened already is success."""
         await self._do(workflow_id, remote.START, (workflow_id, request, True))
+
+    async def launch_once(
+        self, workflow_id: WorkflowId, request: StartWorkflow, key: str
+    ) -> WorkflowId:
+        """The same with an idempotency key, in whose slot the id was drawn; returns what the key
+        stands for. Conflict."""
+        arguments = (workflow_id, request, key)
+        started: WorkflowId = await self._do(workflow_id, remote.START_ONCE, arguments)
+        return started
+
+    # -- schedules: an execution each, under an id made of the name
+
+    async def save_schedule(self, name: str, saved: bytes) -> Execution:
+        """Save a schedule, new or in place of the one of its name; returns it when it is durable
+        and shown by the list of schedules."""
+        own_id = schedule_id(name)
+        await self._do(own_id, remote.SAVE_SCHEDULE, (own_id, saved))
+        return await self._listed(own_id)
+
+    async def change_schedule(self, name: str, event: Event) -> None:
+        """Pause, resume or delete a schedule; returns when that is durable and listed. NotFound."""
+        own_id = schedule_id(name)
+        try:
+            await self.submit(own_id, event)
+        except NotFound:
+            raise NotFound(f"Schedule '{name}' not found") from None
+        try:
+            await self._listed(own_id)
+        except NotFound:
+            pass  # It was deleted.
+
+    async def schedule(self, name: str) -> Execution:
+        """A schedule as it stands; to be used before the caller's next await. NotFound."""
+        try:
+            found = await self.look(schedule_id(name))
+        except NotFound:
+            found = None
+        if found is None or state_of(found).deleted:
+            raise NotFound(f"Schedule '{name}' not found")
+        return found
+
+    async def _listed(self, own_id: WorkflowId) -> Execution:
+        await self.wait_until(own_id, _is_listed, _LISTED_MS_MAX)
+        return await self.look(own_id)
 
     def _draw(self, slot: int) -> WorkflowId:
         return new_workflow_id(at_ms=self._clock.now_ms(), slot=slot, random=self._random)
@@ -531,6 +580,8 @@ def _was_done(event: Event) -> WasDone | None:
             return partial(_has_status, WorkflowStatus.PAUSED)
         case Resumed():
             return partial(_has_status, WorkflowStatus.RUNNING)
+        case ScheduleResumed():
+            return _runs_on_schedule
         case _:
             return None
 
@@ -545,3 +596,12 @@ def _runs_again(execution: Execution | None) -> bool:
 
 def _is_gone(execution: Execution | None) -> bool:
     return execution is None
+
+
+def _runs_on_schedule(execution: Execution | None) -> bool:
+    return execution is not None and not state_of(execution).paused
+
+
+def _is_listed(execution: Execution) -> bool:
+    state = state_of(execution)
+    return state.listed == state.revision and not state.deleted

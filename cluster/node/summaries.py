@@ -2,7 +2,7 @@
 
 from cluster.engine.rows import decode_header
 from cluster.engine.transitions import OPEN_WORKFLOW
-from cluster.ids import WorkflowId
+from cluster.ids import WorkflowId, is_schedule
 from cluster.sharding.checkpoint import Described
 from cluster.store.ports import OpenEntry, Summary
 
@@ -31,6 +31,9 @@ def describe(
         next_due_ms=header.due_ms or None,
         has_unfinished_effects=may_lack_effects or is_on_its_way,
     )
+    if is_schedule(workflow_id):
+        # No workflow: it has a list of its own.
+        return Described(open=entry, summary=None, was_open=was_open)
     parent_id = header.parent_id
     return Described(
         open=entry if is_on_its_way or header.status in OPEN_WORKFLOW else None,

@@ -11,15 +11,18 @@ from cluster.engine.effects import (
     AcknowledgeTask,
     ArmTimer,
     ContinueLater,
+    ForgetSchedule,
     FreezeTaskDefs,
     HoldTask,
     LaunchWorkflow,
+    ListSchedule,
     Post,
     PushTask,
     ResolveFailureWorkflow,
     ResolveSubWorkflow,
     RunScript,
     StartChild,
+    StartScheduled,
     Tell,
     WorkflowEnded,
 )
@@ -27,6 +30,8 @@ from cluster.engine.events import (
     Continued,
     Event,
     FailureWorkflowResolved,
+    ScheduledStarted,
+    ScheduleListed,
     ScriptEvaluated,
     SubWorkflowResolved,
     TaskDefsFrozen,
@@ -66,6 +71,12 @@ class Outside(Protocol):
 
     async def launch(self, workflow_id: WorkflowId, request: dict[str, object]) -> None:
         """Start a workflow of its own under that id, once. NotFound, InvalidRequest."""
+
+    async def start_scheduled(self, start: StartScheduled) -> None:
+        """Start a workflow for a schedule, once, and put down what became of it."""
+
+    async def list_schedule(self, schedule: ListSchedule) -> None:
+        """Show a schedule in the list of schedules as it is now."""
 
     async def deliver(self, workflow_id: WorkflowId, event: Event) -> None:
         """As Carrier in mail.py."""
@@ -200,6 +211,16 @@ class Dispatcher:
                     self._spawn(one.workflow_id, partial(self._freeze, one.workflow_id, effect))
                 case LaunchWorkflow():
                     self._spawn(one.workflow_id, partial(self._launch, one.workflow_id, effect))
+                case StartScheduled():
+                    self._spawn(
+                        one.workflow_id, partial(self._start_scheduled, one.workflow_id, effect)
+                    )
+                case ListSchedule():
+                    self._spawn(
+                        one.workflow_id, partial(self._list_schedule, one.workflow_id, effect)
+                    )
+                case ForgetSchedule():
+                    self._spawn(one.workflow_id, partial(self.shards.remove, one.workflow_id))
                 case Tell():
                     target = WorkflowId(effect.workflow_id)
                     self._spawn(target, partial(self._apply, target, effect.event))
@@ -327,3 +348,27 @@ class Dispatcher:
                 error=error,
             ),
         )
+
+    async def _start_scheduled(self, schedule_id: WorkflowId, effect: StartScheduled) -> None:
+        await self._until_done(schedule_id, partial(self._outside.start_scheduled, effect))
+        await self._apply(schedule_id, ScheduledStarted(self._clock.now_ms(), effect.number))
+
+    async def _list_schedule(self, schedule_id: WorkflowId, effect: ListSchedule) -> None:
+        await self._until_done(schedule_id, partial(self._outside.list_schedule, effect))
+        await self._apply(schedule_id, ScheduleListed(self._clock.now_ms(), effect.revision))
+
+    async def _until_done(
+        self, schedule_id: WorkflowId, work: Callable[[], Awaitable[None]]
+    ) -> None:
+        """A schedule has nobody who would ask again: as long as its shard is served here."""
+        pause_ms = _PAUSES_MS[0]
+        while True:
+            try:
+                await work()
+                return
+            except ClusterError as failure:
+                if not failure.retryable or not self.shards.is_served(schedule_id):
+                    raise
+                log.warning("a schedule waits", schedule_id=schedule_id, error=failure.message)
+            await asyncio.sleep(pause_ms / 1000)
+            pause_ms = min(2 * pause_ms, _PAUSES_MS[-1])

@@ -65,7 +65,8 @@ class Residents:
             await self._load_once(workflow_id)
 
     def add(self, execution: Execution) -> None:
-        """A new execution."""
+        """A new execution; a schedule may take the place of one of its name that was deleted."""
+        self._removed.pop(execution.id, None)
         self.never_written.add(execution.id)
         self._keep(execution)
 

@@ -27,7 +27,8 @@ from cluster.ids import (
     workflow_of,
 )
 
-times = st.integers(0, (1 << 48) - 1)
+# The first minutes of 1970 are those of schedules.
+times = st.integers(1 << 20, (1 << 48) - 1)
 slots = st.integers(0, (1 << 16) - 1)
 numbers = st.integers(1, NUMBER_MAX)
 origins = st.text(max_size=50)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from cluster.engine.schedules import SCHEDULE
 from cluster.engine.step import TaskType
 from cluster.engine.tasks import (
     builtin,
@@ -11,6 +12,7 @@ from cluster.engine.tasks import (
     join,
     loop,
     outside,
+    schedule,
     scripts,
     start_workflow,
     sub_workflow,
@@ -48,6 +50,7 @@ TASK_TYPES = TaskTypes(
         "LAMBDA": scripts.LAMBDA,
         "JSON_JQ_TRANSFORM": scripts.JSON_JQ_TRANSFORM,
         **dict.fromkeys(outside.BUILT_IN, outside.TYPE),
+        SCHEDULE: schedule.TYPE,
     }
 )
 

@@ -23,16 +23,7 @@ POST   /api/queue/update/{workflowId}/{ref}/{status}
 GET    /api/scheduler/admin/pause
 GET    /api/scheduler/admin/requeue
 GET    /api/scheduler/admin/resume
-PUT    /api/scheduler/bulk/pause
-PUT    /api/scheduler/bulk/resume
-GET    /api/scheduler/nextFewSchedules
-GET    /api/scheduler/schedules
-POST   /api/scheduler/schedules
 GET    /api/scheduler/schedules/search
-GET    /api/scheduler/schedules/{name}
-DELETE /api/scheduler/schedules/{name}
-PUT    /api/scheduler/schedules/{name}/pause
-PUT    /api/scheduler/schedules/{name}/resume
 GET    /api/scheduler/search/executions
 GET    /api/secrets
 POST   /api/secrets

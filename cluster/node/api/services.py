@@ -11,6 +11,7 @@ from cluster.node.metadata import Metadata
 from cluster.node.overview import Overview
 from cluster.node.poll import PollDesk
 from cluster.node.router import Router
+from cluster.node.schedule_book import ScheduleBook
 from cluster.settings import Settings
 from cluster.store.ports import RecordStore, SearchIndex
 from cluster.store.queue_ports import TaskQueues
@@ -25,6 +26,7 @@ class Services:
     limits: TaskLimits
     desk: PollDesk
     jobs: BulkJobs
+    schedule_book: ScheduleBook
     queues: TaskQueues
     search: SearchIndex
     records: RecordStore
