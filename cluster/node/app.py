@@ -443,10 +443,11 @@ class Node:
 
     def _is_ready(self) -> bool:
         incarnation = self.home.incarnation
-        if incarnation is None or self.succession.is_closing:
+        if incarnation is None or incarnation.lost is not None or self.succession.is_closing:
             return False
-        return incarnation.is_recovered and (
-            self._is_alone or (self.presence.clock_is_right and incarnation.controller.has_looked)
+        # Its open workflows may still have to be looked at: requests are served meanwhile.
+        return self._is_alone or (
+            self.presence.clock_is_right and incarnation.controller.has_looked
         )
 
     def _member(self) -> Member:

@@ -8,7 +8,7 @@ from cluster.clock import Clock
 from cluster.engine.model import Execution
 from cluster.engine.step import Surroundings, TaskType
 from cluster.errors import Fenced, NotOwner
-from cluster.ids import ShardId, WorkflowId
+from cluster.ids import ShardId, WorkflowId, shard_of
 from cluster.logs import get_log
 from cluster.metrics import Metrics
 from cluster.node import wire
@@ -198,6 +198,7 @@ class Incarnation:
             residents=self.residents,
             open_set=stores.open_set,
             executions=stores.executions,
+            settled=self.commit_log.drain,
             clock=clock,
             on_page=self._relieve,
         )
@@ -387,13 +388,17 @@ class Incarnation:
             may_lack_effects=not self._are_effects_out
             or self._dispatcher.is_under_way(workflow_id)
             or (execution is not None and bool(execution.scripts))
-            or bool(self._unrecovered or self._recovery.pending),
+            or self._is_unrecovered(workflow_id),
             was_open=workflow_id not in self.residents.never_written,
         )
         if described.open is not None:
             # From now on, also if the write is cut short, it may be in the open set.
             self.residents.never_written.discard(workflow_id)
         return described
+
+    def _is_unrecovered(self, workflow_id: WorkflowId) -> bool:
+        shard = shard_of(workflow_id, shard_count=self._front.settings.shard_count)
+        return shard in self._unrecovered or shard in self._recovery.pending
 
     def _written(self, workflow_ids: Sequence[WorkflowId], position: int) -> None:
         self.residents.written(workflow_ids, position)

@@ -4,7 +4,7 @@ The audit (node/audit.py) uses the same way for single workflows that stand stil
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from cluster.clock import Clock
 from cluster.engine.events import Recovered
@@ -12,7 +12,7 @@ from cluster.engine.model import Execution
 from cluster.engine.recovery import awaited_children, is_unfinished, word_to_child, word_to_parent
 from cluster.engine.rows import decode_header
 from cluster.engine.transitions import OPEN_WORKFLOW
-from cluster.errors import ClusterError, NotFound, NotOwner, Unavailable
+from cluster.errors import ClusterError, Fenced, NotFound, NotOwner, Unavailable
 from cluster.ids import ShardId, WorkflowId, same_slot
 from cluster.logs import get_log
 from cluster.sharding.open_pages import each_open_page
@@ -23,6 +23,7 @@ from cluster.store.ports import ExecutionStore, OpenEntry, OpenSet
 log = get_log(__name__)
 
 _AT_ONCE = 64
+_SHARDS_AT_ONCE = 8
 _PAUSES_S = (0.1, 0.4, 1.6, 6.4)
 """Before a workflow whose store did not answer is tried again."""
 
@@ -37,14 +38,17 @@ class Recovery:
         residents: Residents,
         open_set: OpenSet,
         executions: ExecutionStore,
+        settled: Callable[[], Awaitable[None]],
         clock: Clock,
         on_page: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_page` is called now and then: memory that is not needed any more may be freed."""
+        """`settled` returns when all that was decided is committed and its effects are on their
+        way; `on_page` is called now and then: memory that is not needed any more may be freed."""
         self._shards = shards
         self._residents = residents
         self._open_set = open_set
         self._executions = executions
+        self.settled = settled
         self._clock = clock
         self._on_page = on_page
         self.pending: set[ShardId] = set()
@@ -56,11 +60,27 @@ class Recovery:
         `marked_only`: the queues hold what they held under the last owner, so that only those need
         it whose last checkpoint, or replay, does not know that all their effects were issued.
         """
-        slots = asyncio.Semaphore(_AT_ONCE)
         self.pending.update(shards)
-        count = 0
+        walks, slots = asyncio.Semaphore(_SHARDS_AT_ONCE), asyncio.Semaphore(_AT_ONCE)
+        counts: list[int] = []
         began_ms = self._clock.monotonic_ms()
         log.info("recovery begins", shards=len(shards))
+
+        async def walk(shard: ShardId) -> None:
+            try:
+                counts.append(await self._run(shard, slots, marked_only=marked_only))
+            finally:
+                walks.release()
+
+        async with asyncio.TaskGroup() as group:
+            for shard in shards:
+                await walks.acquire()
+                group.create_task(walk(shard))
+        took_ms = self._clock.monotonic_ms() - began_ms
+        log.info("recovery ended", workflows=sum(counts), took_ms=took_ms)
+
+    async def _run(self, shard: ShardId, slots: asyncio.Semaphore, *, marked_only: bool) -> int:
+        count = 0
         async with asyncio.TaskGroup() as group:
 
             async def begin(page: Sequence[OpenEntry]) -> None:
@@ -73,13 +93,17 @@ class Recovery:
                     count += 1
                 self._on_page()
 
-            for shard in shards:
-                await each_open_page(
-                    self._open_set, shard, begin, served=self._shards.epochs, clock=self._clock
-                )
-        self.pending.difference_update(shards)
-        took_ms = self._clock.monotonic_ms() - began_ms
-        log.info("recovery ended", workflows=count, took_ms=took_ms)
+            await each_open_page(
+                self._open_set, shard, begin, served=self._shards.epochs, clock=self._clock
+            )
+        try:
+            if count:
+                # Until then a checkpoint cannot know that an effect is still to leave.
+                await self.settled()
+        except Fenced:
+            return count  # Whoever waits for the end of this log has been told.
+        self.pending.discard(shard)
+        return count
 
     async def _recover(self, workflow_id: WorkflowId, slots: asyncio.Semaphore) -> None:
         try:

@@ -173,7 +173,12 @@ class Life:
 
     async def recovered(self) -> None:
         """Wait until every open workflow has been looked at."""
-        await self.until(self.node.services.is_ready)
+        await self.until(self.is_recovered)
+
+    def is_recovered(self) -> bool:
+        """Whether every open workflow of the present incarnation has been looked at."""
+        incarnation = self.node.home.incarnation
+        return incarnation is not None and incarnation.is_recovered
 
     async def until(self, condition: Callable[[], bool], *, timeout_s: float = 60) -> None:
         """Wait for a condition; time passes meanwhile. TimeoutError when too much has."""

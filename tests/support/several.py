@@ -69,7 +69,8 @@ class Several:
         def is_settled() -> bool:
             shares = [len(life.shards) for life in self.nodes.values()]
             even = SHARDS // len(shares)
-            ready = all(life.node.services.is_ready() for life in self.nodes.values())
+            homes = [life.node.home.incarnation for life in self.nodes.values()]
+            ready = all(home is not None and home.is_recovered for home in homes)
             return ready and sum(shares) == SHARDS and min(shares) >= even - 1
 
         await until(is_settled)

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.ids import WorkflowId
+from cluster.ids import WorkflowId, shard_of
 from cluster.store.ports import Stores
 from cluster.store.queue_ports import QueueItem
-from tests.support.lives import Json, Life, Scripts, new_stores
+from tests.support.lives import SHARD_COUNT, Json, Life, Scripts, new_stores
 from tests.support.virtual_time import run_virtual
 
 SCRIPT = "(function () { for (;;) return $.v })()"
@@ -141,5 +141,51 @@ def test_only_marked_workflows_are_recovered_where_the_queues_have_lost_nothing(
             life.parts.shards.apply_now = noted  # type: ignore[method-assign]
             await life.parts.recovery.run(shards, marked_only=True)
             assert pushed == [late]
+
+    run_virtual(run())
+
+
+def test_only_what_belongs_to_a_shard_still_to_be_recovered_is_marked() -> None:
+    async def run() -> None:
+        stores = await new_stores()
+        async with living(stores) as life:
+            await life.register(BODIES)
+            await life.recovered()
+            first = await life.start("one")
+            other = await life.start("one")
+            while shard_of(other, shard_count=SHARD_COUNT) == shard_of(
+                first, shard_count=SHARD_COUNT
+            ):
+                other = await life.start("one")
+            life.parts.recovery.pending.add(shard_of(first, shard_count=SHARD_COUNT))
+            await life.node.services.catch_up()
+            found = await marks(stores)
+            assert (found[first], found[other]) == (True, False)
+
+    run_virtual(run())
+
+
+def test_a_shard_is_recovered_once_what_was_decided_for_it_is_durable() -> None:
+    async def run() -> None:
+        stores = await new_stores()
+        await two_starts(stores)
+        async with living(stores) as life:
+            await life.recovered()
+            recovery, shards = life.parts.recovery, tuple(life.parts.shards.epochs)
+            log = life.parts.commit_log
+            drain, is_open = log.drain, asyncio.Event()
+
+            async def slow() -> None:
+                await is_open.wait()
+                await drain()
+
+            recovery.settled = slow
+            running = asyncio.ensure_future(recovery.run(shards))
+            await asyncio.sleep(1)
+            late = {shard_of(one, shard_count=SHARD_COUNT) for one in await marks(stores)}
+            assert recovery.pending == late
+            is_open.set()
+            await running
+            assert not recovery.pending
 
     run_virtual(run())

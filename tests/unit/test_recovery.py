@@ -204,7 +204,8 @@ def test_what_comes_before_a_workflow_is_recovered_is_taken() -> None:
         tasks = [(await life.show(one))["tasks"][0] for one in ids]
         await life.report(tasks[0], output={"v": 1})
         await life.terminate(ids[1])
-        assert not life.node.services.is_ready()
+        assert life.node.services.is_ready()
+        assert not life.is_recovered()
         life.death.let_go("scan")
         await life.recovered()
         assert await life.poll("t_a") == []
