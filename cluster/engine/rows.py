@@ -137,15 +137,31 @@ def load(
     execution.output = by_number.get(OUTPUT_ROW, payloads.EMPTY)
     execution.task_defs = by_number.get(TASK_DEFS_ROW, payloads.EMPTY)
     for number in sorted(by_number):
-        if number >= _FIRST_TASK_ROW and not (number - _FIRST_TASK_ROW) % _ROWS_PER_TASK:
-            task = _decode_task(by_number[number])
-            if task.input == _SPILLED:
-                task.input = by_number[number + 1]
-            if task.output == _SPILLED:
-                task.output = by_number[number + 2]
+        if _is_task(number):
+            task = _task(number, by_number)
             execution.tasks[task.number] = task
         elif number >= _FIRST_ORDER_ROW and not (number - _FIRST_ORDER_ROW) % _ROWS_PER_TASK:
             mark = (number - _FIRST_ORDER_ROW) // _ROWS_PER_TASK
             execution.orders[mark] = _decode_order(by_number[number])
     reindex(execution, header.work)
     return execution
+
+
+def tasks_in(rows: Iterable[tuple[int, bytes]]) -> list[Task]:
+    """The tasks among all rows of an execution, in the order they were scheduled. An output that
+    is derived while its task runs (rows of a JOIN, of a loop) is not there yet."""
+    by_number = {number: data for number, data in rows if data}
+    return [_task(number, by_number) for number in sorted(by_number) if _is_task(number)]
+
+
+def _is_task(number: int) -> bool:
+    return number >= _FIRST_TASK_ROW and not (number - _FIRST_TASK_ROW) % _ROWS_PER_TASK
+
+
+def _task(number: int, by_number: Mapping[int, bytes]) -> Task:
+    task = _decode_task(by_number[number])
+    if task.input == _SPILLED:
+        task.input = by_number[number + 1]
+    if task.output == _SPILLED:
+        task.output = by_number[number + 2]
+    return task

@@ -30,6 +30,7 @@ from cluster.node.api import (
     later,
     metadata,
     scheduler,
+    search,
     tasks,
     workflow,
 )
@@ -55,7 +56,9 @@ from cluster.node.poll import PollDesk
 from cluster.node.poll_book import PollBook
 from cluster.node.router import Router
 from cluster.node.schedule_book import ScheduleBook
+from cluster.node.search import Search
 from cluster.node.succession import Succession
+from cluster.node.task_search import TaskSearch
 from cluster.settings import Settings
 from cluster.sharding.membership import Presence
 from cluster.sharding.plans import Plans
@@ -333,6 +336,7 @@ class Node:
             is_ready=self._is_ready,
             own=self._member,
         )
+        searches = Search(stores.search, stores.executions, self._router.catch_up)
         self.services = Services(
             router=self._router,
             metadata=self._metadata,
@@ -342,6 +346,8 @@ class Node:
             schedule_book=schedule_book,
             queues=queues,
             search=stores.search,
+            searches=searches,
+            task_searches=TaskSearch(searches, stores.executions, self._router),
             records=stores.records,
             clock=clock,
             random=random,
@@ -353,7 +359,7 @@ class Node:
             overview=overview,
             is_ready=self._is_ready,
         )
-        operations = (tasks, exchange, workflow, bulk, bulk_start, jobs)
+        operations = (tasks, exchange, workflow, search, bulk, bulk_start, jobs)
         for resource in (*operations, metadata, scheduler, health, cluster):
             self._edge.add(resource.routes(self.services))
         self._edge.add(later.routes())

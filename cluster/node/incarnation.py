@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from cluster.clock import Clock
 from cluster.engine.model import Execution
 from cluster.engine.step import Surroundings, TaskType
+from cluster.engine.views import failed_names
 from cluster.errors import Fenced, NotOwner
 from cluster.ids import ShardId, WorkflowId, shard_of
 from cluster.logs import get_log
@@ -390,6 +391,7 @@ class Incarnation:
             or (execution is not None and bool(execution.scripts))
             or self._is_unrecovered(workflow_id),
             was_open=workflow_id not in self.residents.never_written,
+            failed=((), ()) if execution is None else failed_names(execution),
         )
         if described.open is not None:
             # From now on, also if the write is cut short, it may be in the open set.

@@ -1,5 +1,7 @@
 """What the stores are told of a workflow beside its rows: open or not, due when, searchable as."""
 
+from collections.abc import Sequence
+
 from cluster.engine.rows import decode_header
 from cluster.engine.transitions import OPEN_WORKFLOW
 from cluster.ids import WorkflowId, is_schedule
@@ -18,10 +20,11 @@ def describe(
     *,
     may_lack_effects: bool = False,
     was_open: bool = True,
+    failed: tuple[Sequence[str], Sequence[str]] = ((), ()),
 ) -> Described:
     """Read a header row. `may_lack_effects`: not all that this workflow has asked for so far has
     reached its queue, or been answered: whoever owns it next has to issue it again. `was_open` is
-    that of `Described`."""
+    that of `Described`. `failed`: reference names and names of its failed tasks."""
     header = decode_header(encoded)
     # A run that has ended may still have tasks to cancel, a failure workflow to start, or orders
     # that no other shard has acknowledged.
@@ -52,6 +55,8 @@ def describe(
             event=header.event,
             created_by=header.created_by or None,
             idempotency_key=header.idempotency_key,
+            failed_reference_task_names=tuple(failed[0]),
+            failed_task_names=tuple(failed[1]),
         ),
         was_open=was_open,
     )

@@ -7,14 +7,17 @@ from functools import partial
 from typing import TypeAlias
 
 import msgspec
+from msgspec.structs import replace
 
 from cluster.clock import Clock, stopwatch_s
+from cluster.engine.rows import INPUT_ROW
 from cluster.errors import Fenced
 from cluster.ids import WorkflowId, slot_of
 from cluster.logs import get_log
 from cluster.metrics import Metrics
 from cluster.sharding.commit_log import Transition
 from cluster.sharding.insist import insist
+from cluster.store.documents import inputs_of
 from cluster.store.ports import (
     HEADER,
     LogId,
@@ -100,8 +103,12 @@ class _Batch:
             self.opened.append((described.open, revision))
         elif described.was_open:
             self.ended.append((workflow_id, revision))
-        if described.summary is not None:
-            self.summaries.append((described.summary, revision))
+        summary = described.summary
+        if summary is not None:
+            if INPUT_ROW in rows:
+                # It came with the start, and is looked into this once.
+                summary = replace(summary, inputs=inputs_of(rows[INPUT_ROW][0].data))
+            self.summaries.append((summary, revision))
 
     @property
     def is_full(self) -> bool:

@@ -12,12 +12,16 @@ from typing import NewType, Protocol, TypeAlias
 import msgspec
 
 from cluster.ids import ShardId, TaskId, WorkflowId
+from cluster.store.queries import HITS_MAX, ROWS_MAX, Query
 
 LogId = NewType("LogId", str)
 """Names the commit log of one node process: `node id / something unique`. Never used twice."""
 
 HEADER = 0
 """The number of the row that every workflow has; empty data in it: the workflow was removed."""
+
+HEAD_ROWS = 16
+"""Rows below this number are there once per workflow; those of its tasks follow."""
 
 SEGMENT_POSITIONS = 256
 """A segment is this many positions of a log, the unit in which a log is dropped."""
@@ -176,6 +180,9 @@ class ExecutionStore(Protocol):
     async def headers(self, workflow_ids: Sequence[WorkflowId]) -> Mapping[WorkflowId, bytes]:
         """The data of the header rows of those workflows that are there."""
 
+    async def heads(self, workflow_ids: Sequence[WorkflowId]) -> Mapping[WorkflowId, Sequence[Row]]:
+        """The rows below HEAD_ROWS of those workflows that are there, by number."""
+
     async def remove(self, removed: Sequence[tuple[WorkflowId, int]]) -> None:
         """Drop all rows of each workflow up to the given revision; later ones stay.
 
@@ -231,13 +238,23 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
     idempotency_key: str | None = None
     failed_reference_task_names: tuple[str, ...] = ()
     failed_task_names: tuple[str, ...] = ()
-    input_text: str = ""
-    output_text: str = ""
+    inputs: dict[str, str] | None = None
+    """What of its input can be searched by; None in a write: as it stands in the index."""
 
     @property
     def is_running(self) -> bool:
         """What Conductor lists as running; PAUSED is open, but not running."""
         return self.status == "RUNNING"
+
+
+class Found(msgspec.Struct, frozen=True):
+    """One page of what a search found."""
+
+    summaries: Sequence[Summary]
+    total: int
+    """Of all pages; HITS_MAX: as many or more."""
+    is_partial: bool = False
+    """The search ended at its bound: there may be more, further back."""
 
 
 class SearchIndex(Protocol):
@@ -248,6 +265,21 @@ class SearchIndex(Protocol):
 
     async def remove(self, removed: Sequence[tuple[WorkflowId, int]]) -> None:
         """Take out each summary whose revision is at most the one given."""
+
+    async def find(
+        self,
+        query: Query,
+        *,
+        start: int,
+        size: int,
+        hits_max: int = HITS_MAX,
+        rows_max: int = ROWS_MAX,
+    ) -> Found:
+        """Summaries that fulfil a query, in its order, from the `start`th on.
+
+        Where no index helps, `rows_max` summaries are looked at, in that order, or newest first;
+        if that does not do, the answer is partial.
+        """
 
     async def running(
         self, name: str, *, version: int | None, start_ms: int, end_ms: int, limit: int

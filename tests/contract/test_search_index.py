@@ -147,8 +147,7 @@ async def test_every_field_comes_back(stores: Stores) -> None:
         idempotency_key="k",
         failed_reference_task_names=("a", "b"),
         failed_task_names=("t",),
-        input_text="{a=1}",
-        output_text="{}",
+        inputs={"a": "1"},
     )
     unset = [
         field.name

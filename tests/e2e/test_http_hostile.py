@@ -393,7 +393,6 @@ def test_a_second_request_cannot_be_smuggled_in(server: Server) -> None:
         ("PUT", f"/api/workflow/{UNKNOWN_WORKFLOW}", 405),
         ("POST", f"/api/workflow/{UNKNOWN_WORKFLOW}/variables", 404),
         ("POST", "/api/token", 404),
-        ("GET", "/api/workflow/search", 501),
         ("POST", "/api/workflow/test", 501),
         ("GET", "/api/event", 501),
         ("GET", "/api/scheduler/schedules", 501),

@@ -514,11 +514,18 @@ def test_a_workflow_made_in_code(sdk: Sdk, workers: None) -> None:
     assert (run.status, run.output) == ("COMPLETED", {"total": 22, "sum": "twenty-two"})
 
 
+def test_runs_are_searched_for(sdk: Sdk) -> None:
+    sdk.register("sdk_search", simple("a", "sdk_search_a"))
+    started = sdk.start("sdk_search")
+    query = "workflowType = 'sdk_search' AND status IN (RUNNING)"
+    found = sdk.workflows.search(query=query, free_text="*", size=10)
+    assert [one.workflow_id for one in found.results] == [started]
+
+
 # -- what is not served
 
 
 NOT_SERVED: dict[str, Callable[[Sdk], Any]] = {
-    "WorkflowClient.search": lambda sdk: sdk.workflows.search(query="status IN (RUNNING)"),
     "WorkflowClient.test_workflow": lambda sdk: sdk.workflows.test_workflow(
         WorkflowTestRequest(name="sdk_run", version=1)
     ),

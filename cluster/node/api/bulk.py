@@ -103,7 +103,7 @@ class BulkApi:
 
     async def _for_each(self, call: Call, method: str, operate: Operation) -> Answer:
         """Run `operate` on every id at once: what they change shares few commits."""
-        ids = _checked_ids(read(_IDS, call.body), method)
+        ids = checked_ids(read(_IDS, call.body), method)
         errors: dict[str, str] = {}
         failed: set[str] = set()
 
@@ -120,7 +120,7 @@ class BulkApi:
         return Answer(wire.bulk_json([text for text in ids if text not in failed], errors))
 
 
-def _checked_ids(ids: list[str], method: str) -> list[str]:
+def checked_ids(ids: list[str], method: str) -> list[str]:
     """Every id once; raises ValidationFailed for none and for too many."""
     if not ids:
         raise invalid(Violation(f"{method}.arg0", "WorkflowIds list cannot be null."))

@@ -29,15 +29,8 @@ GET    /api/secrets
 POST   /api/secrets
 GET    /api/tasks/external-storage-location
 GET    /api/tasks/externalstoragelocation
-GET    /api/tasks/search
-GET    /api/tasks/search-v2
-POST   /api/workflow/bulk/search
 GET    /api/workflow/external-storage-location
 GET    /api/workflow/externalstoragelocation
-GET    /api/workflow/search
-GET    /api/workflow/search-by-tasks
-GET    /api/workflow/search-by-tasks-v2
-GET    /api/workflow/search-v2
 POST   /api/workflow/test
 POST   /api/workflow/{workflowId}/messages
 """

@@ -12,6 +12,8 @@ from cluster.node.overview import Overview
 from cluster.node.poll import PollDesk
 from cluster.node.router import Router
 from cluster.node.schedule_book import ScheduleBook
+from cluster.node.search import Search
+from cluster.node.task_search import TaskSearch
 from cluster.settings import Settings
 from cluster.store.ports import RecordStore, SearchIndex
 from cluster.store.queue_ports import TaskQueues
@@ -29,6 +31,8 @@ class Services:
     schedule_book: ScheduleBook
     queues: TaskQueues
     search: SearchIndex
+    searches: Search
+    task_searches: TaskSearch
     records: RecordStore
     clock: Clock
     random: Random

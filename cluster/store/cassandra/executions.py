@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from cluster.ids import WorkflowId, from_bytes, shard_of, time_of, to_bytes
 from cluster.store.cassandra.batches import Writes, int32, int64
 from cluster.store.cassandra.session import Session
-from cluster.store.ports import HEADER, Revised, Row
+from cluster.store.ports import HEAD_ROWS, HEADER, Revised, Row
 
 _MINUTE_MS = 60_000
 _IDS_PER_READ = 100
@@ -30,6 +30,10 @@ class CassandraExecutionStore:
         self._headers = prepare(
             "SELECT workflow_id, data FROM executions"
             f" WHERE shard = ? AND minute = ? AND workflow_id IN ? AND number = {HEADER}"
+        )
+        self._head = prepare(
+            "SELECT number, data FROM executions"
+            f" WHERE shard = ? AND minute = ? AND workflow_id = ? AND number < {HEAD_ROWS}"
         )
         self._remove = prepare(
             "DELETE FROM executions USING TIMESTAMP ?"
@@ -69,6 +73,17 @@ class CassandraExecutionStore:
         for rows in await asyncio.gather(*reads):
             found.update({WorkflowId(from_bytes(key)): data for key, data in rows if data})
         return found
+
+    async def heads(self, workflow_ids: Sequence[WorkflowId]) -> Mapping[WorkflowId, Sequence[Row]]:
+        reads = [
+            self._session.all(self._head, (*self._place(workflow_id), to_bytes(workflow_id)))
+            for workflow_id in workflow_ids
+        ]
+        return {
+            workflow_id: [Row(workflow_id, number, data) for number, data in rows if data]
+            for workflow_id, rows in zip(workflow_ids, await asyncio.gather(*reads), strict=True)
+            if rows and rows[0][0] == HEADER and rows[0][1]
+        }
 
     async def remove(self, removed: Sequence[tuple[WorkflowId, int]]) -> None:
         writes = Writes(self._session)

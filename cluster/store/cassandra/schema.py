@@ -18,6 +18,7 @@ _STEPS_TABLE = (
 )
 _TABLE = re.compile(r"^CREATE TABLE (\w+) \((.*?)\n\)(.*)$", re.DOTALL)
 _INDEX = re.compile(r"^CREATE INDEX (\w+)")
+_ADDED = re.compile(r"^ALTER TABLE (\w+) ADD (\w+) (\w+)$")
 _COLUMN = re.compile(r"^\s+(\w+) (\w+),?$", re.MULTILINE)
 _KEY = re.compile(r"PRIMARY KEY \((.*)\)$", re.MULTILINE)
 _READ_REPAIR = re.compile(r"read_repair = '(\w+)'")
@@ -111,6 +112,13 @@ async def diff(session: Session, keyspace: str) -> list[str]:
     )
     options = {table: rest for table, *rest in tables}
     there = {name for (name,) in indexes}
+    added = [
+        found.groups()
+        for step in steps()
+        if step.number in applied
+        for found in map(_ADDED.match, step.statements)
+        if found
+    ]
     for step in steps():
         if step.number not in applied:
             continue
@@ -121,6 +129,11 @@ async def diff(session: Session, keyspace: str) -> list[str]:
                     lines.append(f"table {name} is missing")
                     continue
                 mine = [row[1:] for row in columns if row[0] == name]
+                body += "".join(
+                    f"\n    {column} {kind},"
+                    for table_of, column, kind in added
+                    if table_of == name
+                )
                 lines += _table_differences(name, body, properties, mine, options[name])
             elif (index := _INDEX.match(statement)) and index[1] not in there:
                 lines.append(f"index {index[1]} is missing")
@@ -189,6 +202,9 @@ def _refuse_newer(keyspace: str, applied: set[int]) -> None:
 def _repeatable(statement: str, keyspace: str) -> str:
     """A step that was stopped half-way is run again from its beginning."""
     statement = re.sub(r"^CREATE TABLE ", f"CREATE TABLE IF NOT EXISTS {keyspace}.", statement)
+    statement = re.sub(
+        r"^ALTER TABLE (\w+) ADD ", rf"ALTER TABLE {keyspace}.\1 ADD IF NOT EXISTS ", statement
+    )
     return re.sub(
         r"^CREATE INDEX (\w+) ON ", rf"CREATE INDEX IF NOT EXISTS \1 ON {keyspace}.", statement
     )

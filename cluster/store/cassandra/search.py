@@ -6,13 +6,17 @@ from heapq import heapify, heappop, heapreplace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
-from cluster.ids import WorkflowId, from_bytes, time_of, to_bytes
+from cluster.clock import Clock
+from cluster.ids import WorkflowId, from_bytes, to_bytes
 from cluster.store.cassandra.batches import Writes, int32, int64
+from cluster.store.cassandra.finding import Finder, place_of, summary_of
 from cluster.store.cassandra.session import Session
-from cluster.store.ports import Summary
+from cluster.store.documents import term
+from cluster.store.ports import Found, Summary
+from cluster.store.queries import HITS_MAX, ROWS_MAX, Query
 
-_BUCKET_MS = 600_000
 _FOUND_MAX = 100_000
 """Rows looked at for one answer that has to be sorted."""
 
@@ -24,14 +28,15 @@ _FEW = 1_000
 _WALK_PAGE_ROWS = 100
 _REMEMBERED_MAX = 100_000
 _ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(Summary)
+_INPUTS = msgspec.msgpack.Decoder(dict[str, str])
 
 
 class CassandraSearchIndex:
     """SearchIndex. A bucket is spread over 16 partitions by a random digit of the id."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, clock: Clock) -> None:
         self._session = session
+        self._finder = Finder(session, clock)
         self._noted: set[tuple[str, int]] = set()
         self._crowded: set[tuple[str, int]] = set()
         """Names and buckets that are walked through in order, for there is much to be found."""
@@ -41,23 +46,30 @@ class CassandraSearchIndex:
             " update_ms, end_ms, correlation_id, summary)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) USING TIMESTAMP ?"
         )
+        self._insert_first = prepare(
+            "INSERT INTO summaries (bucket, spread, workflow_id, name, version, status, start_ms,"
+            " update_ms, end_ms, correlation_id, summary, inputs)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) USING TIMESTAMP ?"
+        )
+        self._insert_term = prepare("INSERT INTO input_values (term, workflow_id) VALUES (?, ?)")
+        self._remove_term = prepare("DELETE FROM input_values WHERE term = ? AND workflow_id = ?")
         self._remove = prepare(
             "DELETE FROM summaries USING TIMESTAMP ?"
             " WHERE bucket = ? AND spread = ? AND workflow_id = ?"
         )
         self._one = prepare(
-            "SELECT name, correlation_id FROM summaries"
+            "SELECT name, correlation_id, inputs FROM summaries"
             " WHERE bucket = ? AND spread = ? AND workflow_id = ?"
         )
         self._note = prepare("INSERT INTO summary_buckets (name, bucket) VALUES (?, ?)")
         self._buckets = prepare("SELECT bucket FROM summary_buckets WHERE name = ? AND bucket >= ?")
         self._of_name = prepare(
-            "SELECT summary FROM summaries"
+            "SELECT summary, inputs FROM summaries"
             " WHERE bucket = ? AND spread = ? AND workflow_id > ? AND name = ?"
         )
         # The index knows one order only, newest first.
         self._in_order = prepare(
-            "SELECT name, summary FROM summaries"
+            "SELECT name, summary, inputs FROM summaries"
             " WHERE bucket = ? AND spread = ? AND workflow_id > ? ORDER BY workflow_id ASC"
         )
         self._of_status = prepare(
@@ -79,7 +91,7 @@ class CassandraSearchIndex:
         writes = Writes(self._session)
         noted: set[tuple[str, int]] = set()
         for summary, revision in summaries:
-            place = _place(summary.workflow_id)
+            place = place_of(summary.workflow_id)
             noted.add((summary.name, place[0]))
             self._add(writes, place, summary, revision)
         new = noted - self._noted
@@ -88,7 +100,7 @@ class CassandraSearchIndex:
         await writes.send()
 
     async def remove(self, removed: Sequence[tuple[WorkflowId, int]]) -> None:
-        places = [_place(workflow_id) for workflow_id, _ in removed]
+        places = [place_of(workflow_id) for workflow_id, _ in removed]
         standing = await asyncio.gather(
             *(
                 self._session.one(self._one, (*place, to_bytes(workflow_id)))
@@ -104,7 +116,24 @@ class CassandraSearchIndex:
                 correlation_id = row[1].encode()
                 gone = (written, correlation_id, row[0].encode(), key)
                 writes.add(correlation_id, self._uncorrelate, gone)
+            if row is not None and row[2]:
+                for name, text in _INPUTS.decode(row[2]).items():
+                    place_of_term = int64(term(name, text))
+                    writes.add(place_of_term, self._remove_term, (place_of_term, key))
         await writes.send()
+
+    async def find(
+        self,
+        query: Query,
+        *,
+        start: int,
+        size: int,
+        hits_max: int = HITS_MAX,
+        rows_max: int = ROWS_MAX,
+    ) -> Found:
+        return await self._finder.find(
+            query, start=start, size=size, hits_max=hits_max, rows_max=rows_max
+        )
 
     async def running(
         self, name: str, *, version: int | None, start_ms: int, end_ms: int, limit: int
@@ -151,7 +180,7 @@ class CassandraSearchIndex:
         after: WorkflowId | None,
         limit: int,
     ) -> Sequence[Summary]:
-        first = 0 if after is None else _place(after)[0]
+        first = 0 if after is None else place_of(after)[0]
         key = b"" if after is None else to_bytes(after)
 
         def is_wanted(summary: Summary) -> bool:
@@ -193,7 +222,7 @@ class CassandraSearchIndex:
                     self._crowded.clear()
                 self._crowded.add((name, bucket))
                 return None
-            found += (_DECODER.decode(row[0]) for row in rows)
+            found += (summary_of(*row) for row in rows)
         return sorted(found, key=lambda summary: summary.workflow_id)
 
     async def _walk(
@@ -226,12 +255,15 @@ class CassandraSearchIndex:
     ) -> AsyncIterator[list[Summary]]:
         values = (bucket, spread, key)
         async for page in self._session.pages(self._in_order, values, page_rows=_WALK_PAGE_ROWS):
-            yield [_DECODER.decode(row[1]) for row in page if row[0] == name]
+            yield [summary_of(row[1], row[2]) for row in page if row[0] == name]
 
     def _add(self, writes: Writes, place: tuple[int, int], summary: Summary, revision: int) -> None:
         key, written = to_bytes(summary.workflow_id), int64(revision)
         name, status = summary.name.encode(), summary.status.encode()
         correlation_id = (summary.correlation_id or "").encode()
+        inputs = summary.inputs
+        if inputs is not None:
+            summary = replace(summary, inputs=None)
         encoded = _ENCODER.encode(summary)
         values = (
             int64(place[0]),
@@ -245,9 +277,16 @@ class CassandraSearchIndex:
             int64(summary.end_ms),
             correlation_id,
             encoded,
-            written,
         )
-        writes.add(place, self._insert, values, len(encoded))
+        if not inputs:
+            writes.add(place, self._insert, (*values, written), len(encoded))
+        else:
+            kept = _ENCODER.encode(inputs)
+            first = (*values, kept, written)
+            writes.add(place, self._insert_first, first, len(encoded) + len(kept))
+            for input_name, text in inputs.items():
+                place_of_term = int64(term(input_name, text))
+                writes.add(place_of_term, self._insert_term, (place_of_term, key))
         if correlation_id:
             correlated = (correlation_id, name, key, status, written)
             writes.add(correlation_id, self._correlate, correlated, len(correlation_id))
@@ -262,11 +301,6 @@ class CassandraSearchIndex:
         if len(self._noted) > _REMEMBERED_MAX:
             self._noted.clear()  # What is forgotten is written again.
         self._noted |= new
-
-
-def _place(workflow_id: WorkflowId) -> tuple[int, int]:
-    # The digit before the slot: the ids of a family share slot and time, not this.
-    return time_of(workflow_id) // _BUCKET_MS, int(workflow_id[26], 16)
 
 
 class _Line:

@@ -65,7 +65,7 @@ def stores_of(session: Session, shard_count: int, clock: Clock, random: Random) 
         shards=CassandraShardTable(session, settled),
         executions=CassandraExecutionStore(session, shard_count=shard_count),
         open_set=CassandraOpenSet(session, settled, shard_count=shard_count),
-        search=CassandraSearchIndex(session),
+        search=CassandraSearchIndex(session, clock),
         metadata=CassandraMetadataStore(session),
         records=CassandraRecordStore(session, clock, random),
     )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from cluster.ids import WorkflowId
-from cluster.store.ports import HEADER, Revised, Row
+from cluster.store.ports import HEAD_ROWS, HEADER, Revised, Row
 
 
 class MemoryExecutionStore:
@@ -31,6 +31,14 @@ class MemoryExecutionStore:
             header = self._workflows.get(workflow_id, {}).get(HEADER)
             if header is not None and header[0].data:
                 found[workflow_id] = header[0].data
+        return found
+
+    async def heads(self, workflow_ids: Sequence[WorkflowId]) -> Mapping[WorkflowId, Sequence[Row]]:
+        found: dict[WorkflowId, Sequence[Row]] = {}
+        for workflow_id in workflow_ids:
+            rows = await self.read(workflow_id)
+            if rows and rows[0].number == HEADER:
+                found[workflow_id] = [row for row in rows if row.number < HEAD_ROWS]
         return found
 
     async def remove(self, removed: Sequence[tuple[WorkflowId, int]]) -> None:

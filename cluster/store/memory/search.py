@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from cluster.ids import WorkflowId
-from cluster.store.ports import Summary
+from cluster.store.documents import in_order, is_found
+from cluster.store.ports import Found, Summary
+from cluster.store.queries import HITS_MAX, ROWS_MAX, Query
 
 
 class MemorySearchIndex:
@@ -15,14 +19,30 @@ class MemorySearchIndex:
     async def write(self, summaries: Sequence[tuple[Summary, int]]) -> None:
         for summary, revision in summaries:
             standing = self._summaries.get(summary.workflow_id)
-            if standing is None or revision > standing[1]:
-                self._summaries[summary.workflow_id] = (summary, revision)
+            if standing is not None and revision <= standing[1]:
+                continue
+            if summary.inputs is None and standing is not None:
+                summary = replace(summary, inputs=standing[0].inputs)
+            self._summaries[summary.workflow_id] = (summary, revision)
 
     async def remove(self, removed: Sequence[tuple[WorkflowId, int]]) -> None:
         for workflow_id, upto in removed:
             standing = self._summaries.get(workflow_id)
             if standing is not None and standing[1] <= upto:
                 del self._summaries[workflow_id]
+
+    async def find(
+        self,
+        query: Query,
+        *,
+        start: int,
+        size: int,
+        hits_max: int = HITS_MAX,
+        rows_max: int = ROWS_MAX,
+    ) -> Found:
+        found = [summary for summary, _ in self._summaries.values() if is_found(query, summary)]
+        page = in_order(query, found)[start : start + size]
+        return Found(page, min(len(found), hits_max))
 
     async def running(
         self, name: str, *, version: int | None, start_ms: int, end_ms: int, limit: int

@@ -7,7 +7,7 @@ after its switch interval (5 ms): a row per step would let a checkpoint take min
 import sqlite3
 from collections.abc import Sequence
 
-_SIZES = (256, 32, 1)
+_SIZES = (256, 32, 8, 2, 1)
 
 
 class ManyRows:
@@ -31,11 +31,24 @@ class ManyRows:
 
 
 class Upsert(ManyRows):
-    """Insert rows, or replace each standing one whose revision (the last column) is lower."""
+    """Insert rows, or replace each standing one whose revision (the last column) is lower. NULL
+    leaves columns that are `kept` as they stand."""
 
-    def __init__(self, table: str, *, key: Sequence[str], columns: Sequence[str]) -> None:
+    def __init__(
+        self,
+        table: str,
+        *,
+        key: Sequence[str],
+        columns: Sequence[str],
+        kept: Sequence[str] = (),
+    ) -> None:
         names = [*key, *columns, "revision"]
-        changes = ", ".join(f"{name} = excluded.{name}" for name in [*columns, "revision"])
+        changes = ", ".join(
+            f"{name} = coalesce(excluded.{name}, {table}.{name})"
+            if name in kept
+            else f"{name} = excluded.{name}"
+            for name in [*columns, "revision"]
+        )
         super().__init__(
             f"INSERT INTO {table} ({', '.join(names)}) VALUES",
             f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {changes}"

@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 
 from cluster.ids import WorkflowId, to_bytes
-from cluster.store.ports import HEADER, Revised, Row
+from cluster.store.ports import HEAD_ROWS, HEADER, Revised, Row
 from cluster.store.sql.batches import Lookup, Upsert
 from cluster.store.sql.database import Database
 
@@ -12,6 +12,11 @@ _UPSERT = Upsert("executions", key=("workflow_id", "number"), columns=("data",))
 _HEADERS = Lookup(
     f"SELECT workflow_id, data FROM executions WHERE number = {HEADER} AND workflow_id IN (VALUES",
     ")",
+    columns=1,
+)
+_HEADS = Lookup(
+    "SELECT workflow_id, number, data FROM executions WHERE workflow_id IN (VALUES",
+    f") AND number < {HEAD_ROWS}",
     columns=1,
 )
 
@@ -53,6 +58,21 @@ class SqlExecutionStore:
             ids = {to_bytes(workflow_id): workflow_id for workflow_id in workflow_ids}
             found = _HEADERS.fetch(connection, list(ids))
             return {ids[key]: data for key, data in found if data}  # type: ignore[index,misc]
+
+        return await self._database.read(work)
+
+    async def heads(self, workflow_ids: Sequence[WorkflowId]) -> Mapping[WorkflowId, Sequence[Row]]:
+        def work(connection: sqlite3.Connection) -> Mapping[WorkflowId, Sequence[Row]]:
+            ids = {to_bytes(workflow_id): workflow_id for workflow_id in workflow_ids}
+            found: dict[WorkflowId, list[Row]] = {}
+            for key, number, data in _HEADS.fetch(connection, list(ids)):
+                workflow_id = ids[key]  # type: ignore[index]
+                found.setdefault(workflow_id, []).append(Row(workflow_id, number, data))  # type: ignore[arg-type]
+            return {
+                workflow_id: sorted((row for row in rows if row.data), key=lambda row: row.number)
+                for workflow_id, rows in found.items()
+                if any(row.number == HEADER and row.data for row in rows)
+            }
 
         return await self._database.read(work)
 

@@ -37,6 +37,8 @@ async def open_sqlite(path: Path, *, shard_count: int) -> AsyncIterator[Stores]:
             path, partial(bring_up_to_date, steps=DATA_STEPS), readers=_READERS
         )
         stack.push_async_callback(data.close)
+        searches = Database(path, readers=1)
+        stack.push_async_callback(searches.close)
         log = await Database.open(log_path, partial(bring_up_to_date, steps=LOG_STEPS), readers=1)
         stack.push_async_callback(log.close)
         shards = SqlShardTable(log)
@@ -46,7 +48,7 @@ async def open_sqlite(path: Path, *, shard_count: int) -> AsyncIterator[Stores]:
             shards=shards,
             executions=SqlExecutionStore(data),
             open_set=SqlOpenSet(data, shard_count=shard_count),
-            search=SqlSearchIndex(data),
+            search=SqlSearchIndex(data, searches),
             metadata=SqlMetadataStore(data),
             records=SqlRecordStore(data),
         )

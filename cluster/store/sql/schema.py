@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from cluster.errors import Conflict
+from cluster.store.sql.backfill import FUNCTIONS
 
 LOG_STEPS: Sequence[Sequence[str]] = (
     (
@@ -115,6 +116,34 @@ DATA_STEPS: Sequence[Sequence[str]] = (
         )
         """,
     ),
+    (
+        "ALTER TABLE summaries ADD COLUMN update_ms INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE summaries ADD COLUMN end_ms INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE summaries ADD COLUMN priority INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE summaries ADD COLUMN parent_id TEXT",
+        # What of the input can be searched by: written with the start, and kept by later writes.
+        "ALTER TABLE summaries ADD COLUMN inputs BLOB",
+        """
+        UPDATE summaries SET update_ms = summary_part(summary, 'update_ms'),
+            end_ms = summary_part(summary, 'end_ms'),
+            priority = summary_part(summary, 'priority'),
+            parent_id = summary_part(summary, 'parent_workflow_id'),
+            inputs = (SELECT searched_inputs(data) FROM executions
+                WHERE executions.workflow_id = summaries.workflow_id AND number = 1)
+        """,
+        "CREATE INDEX summaries_started ON summaries (status, start_ms)",
+        """
+        CREATE TABLE input_values (
+            term INTEGER NOT NULL,
+            workflow_id BLOB NOT NULL,
+            PRIMARY KEY (term, workflow_id)
+        ) WITHOUT ROWID
+        """,
+        """
+        INSERT INTO input_values (term, workflow_id) SELECT DISTINCT value, workflow_id
+        FROM summaries, json_each(input_terms(inputs))
+        """,
+    ),
 )
 
 
@@ -123,6 +152,8 @@ def bring_up_to_date(connection: sqlite3.Connection, steps: Sequence[Sequence[st
 
     Conflict: a newer version of the program wrote this file.
     """
+    for name, arguments, function in FUNCTIONS:
+        connection.create_function(name, arguments, function)
     connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")
     (version,) = connection.execute(
         "SELECT coalesce(max(version), 0) FROM schema_version"
