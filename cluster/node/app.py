@@ -207,7 +207,7 @@ class Node:
             clock,
             check_javascript=check_javascript,
             owner_email_required=settings.owner_email_mandatory,
-            changes=None if is_alone else Changes(stores.metadata),
+            changes=None if is_alone else Changes(stores.metadata, clock),
         )
         self._limits = TaskLimits(self._metadata)
         self._metadata.on_change = self._limits.load

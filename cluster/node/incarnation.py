@@ -392,6 +392,7 @@ class Incarnation:
             or self._is_unrecovered(workflow_id),
             was_open=workflow_id not in self.residents.never_written,
             failed=((), ()) if execution is None else failed_names(execution),
+            bundle=self.residents.next_bundle(workflow_id),
         )
         if described.open is not None:
             # From now on, also if the write is cut short, it may be in the open set.

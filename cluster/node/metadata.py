@@ -34,8 +34,10 @@ log = get_log(__name__)
 WORKFLOW = "workflow"
 TASK = "task"
 _CHANGES = "changes"
-_TOGETHER_S = 0.002
-"""How long a reading of the counter of changes waits for others, if one was just under way."""
+STANDS_MS = 100
+"""For this long what was read of the counter counts, so that not every start has to read it. Who
+changes a definition waits as long, and a little more as clocks differ, before it answers."""
+_UNTIL_ALL_KNOW_S = 0.125
 TASK_DEF_VERSION = 0
 
 CACHE_BYTES_MAX = 64 * 1024 * 1024
@@ -66,41 +68,40 @@ class Resolved(NamedTuple):
 class Changes:
     """How often definitions were changed, by whichever node: one row that counts.
 
-    It is read by all who ask at a time together; but nobody is given what was read, or began to
-    be, before it asked.
+    A reading counts for STANDS_MS from when it began, on a clock that also counts while the
+    machine is suspended, and is shared by all who ask in that time. A change is answered later
+    than that after it was counted: so who asks after a change was answered is never given what
+    was read before it was counted.
     """
 
-    def __init__(self, store: MetadataStore) -> None:
+    def __init__(self, store: MetadataStore, clock: Clock) -> None:
         self._store = store
+        self._clock = clock
         self._reading: asyncio.Future[int] | None = None
-        self._next: asyncio.Future[int] | None = None
+        self._stands_until_ms = 0
 
     async def announce(self, at_ms: int) -> None:
         """Something was changed; every `latest` that begins after this returned knows it."""
         await self._store.put(_CHANGES, _CHANGES, 0, b"{}", at_ms=at_ms, expected_revision=None)
+        await asyncio.sleep(_UNTIL_ALL_KNOW_S)
 
     async def latest(self) -> int:
         """A number that is another one after each change."""
-        if self._next is None:
-            self._next = asyncio.ensure_future(self._read_after(self._reading))
-            self._next.add_done_callback(_looked_at)
+        now_ms, reading = self._clock.monotonic_ms(), self._reading
+        if reading is None or now_ms >= self._stands_until_ms or _has_failed(reading):
+            self._stands_until_ms = now_ms + STANDS_MS
+            reading = self._reading = asyncio.ensure_future(self._read())
+            reading.add_done_callback(_has_failed)
         # Whoever gives up waiting must not stop the reading for the others.
-        return await asyncio.shield(self._next)
+        return await asyncio.shield(reading)
 
-    async def _read_after(self, reading: "asyncio.Future[int] | None") -> int:
-        if reading is not None and not reading.done():
-            await asyncio.wait((reading,))
-            # Where two ask at a time there will be more: each reading is a request to the store.
-            await asyncio.sleep(_TOGETHER_S)
-        # From here on it is too late to join.
-        self._reading, self._next = self._next, None
+    async def _read(self) -> int:
         found = await self._store.get(_CHANGES, _CHANGES, 0)
         return 0 if found is None else found.revision
 
 
-def _looked_at(reading: "asyncio.Future[int]") -> None:
-    if not reading.cancelled():
-        reading.exception()  # Whoever asked has been told.
+def _has_failed(reading: "asyncio.Future[int]") -> bool:
+    return reading.done() and (reading.cancelled() or reading.exception() is not None)
 
 
 class Metadata:

@@ -67,6 +67,6 @@ class PollBook:
         # Only with a domain it matters where a task is sent.
         self._desk.hear(
             PollData(poll.task_type, poll.domain, poll.worker_id, poll.last_poll_ms)
-            for poll in await self._records.poll_data(None)
-            if poll.domain and poll.last_poll_ms >= since_ms
+            for poll in await self._records.polls_with_domain()
+            if poll.last_poll_ms >= since_ms
         )

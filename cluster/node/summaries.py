@@ -21,10 +21,12 @@ def describe(
     may_lack_effects: bool = False,
     was_open: bool = True,
     failed: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    bundle: int | None = None,
 ) -> Described:
     """Read a header row. `may_lack_effects`: not all that this workflow has asked for so far has
-    reached its queue, or been answered: whoever owns it next has to issue it again. `was_open` is
-    that of `Described`. `failed`: reference names and names of its failed tasks."""
+    reached its queue, or been answered: whoever owns it next has to issue it again. `was_open`
+    and `bundle` are those of `Described`. `failed`: reference names and names of its failed
+    tasks."""
     header = decode_header(encoded)
     # A run that has ended may still have tasks to cancel, a failure workflow to start, or orders
     # that no other shard has acknowledged.
@@ -59,4 +61,5 @@ def describe(
             failed_task_names=tuple(failed[1]),
         ),
         was_open=was_open,
+        bundle=bundle,
     )

@@ -42,12 +42,14 @@ class Described(msgspec.Struct, frozen=True, gc=False):
 
     `open` None: the workflow ended. `was_open` False: no earlier checkpoint saw it open, so an
     ended one leaves no trace in the open set; when in doubt it is True. `summary` None: it is
-    not searched for.
+    not searched for. `bundle`: the store may keep its rows of this checkpoint as one, under this
+    number (ExecutionStore.write).
     """
 
     open: OpenEntry | None
     summary: Summary | None
     was_open: bool = True
+    bundle: int | None = None
 
 
 Describe: TypeAlias = Callable[[WorkflowId, bytes], Described]
@@ -82,6 +84,7 @@ class _Batch:
 
     workflow_ids: list[WorkflowId] = field(default_factory=list)
     rows: list[Revised] = field(default_factory=list)
+    bundles: dict[WorkflowId, int] = field(default_factory=dict)
     removed: list[tuple[WorkflowId, int]] = field(default_factory=list)
     opened: list[tuple[OpenEntry, int]] = field(default_factory=list)
     ended: list[tuple[WorkflowId, int]] = field(default_factory=list)
@@ -99,6 +102,8 @@ class _Batch:
         if header is None:
             return
         described = describe(workflow_id, header.data)
+        if described.bundle is not None:
+            self.bundles[workflow_id] = described.bundle
         if described.open is not None:
             self.opened.append((described.open, revision))
         elif described.was_open:
@@ -119,7 +124,7 @@ class _Batch:
         gone = [*self.ended, *self.removed]
         calls: list[Callable[[], Awaitable[None]]] = []
         if self.rows:
-            calls.append(partial(stores.executions.write, self.rows))
+            calls.append(partial(stores.executions.write, self.rows, self.bundles))
         if self.removed:
             calls.append(partial(stores.executions.remove, self.removed))
             calls.append(partial(stores.search.remove, self.removed))

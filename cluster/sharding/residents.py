@@ -17,6 +17,8 @@ from cluster.store.ports import ExecutionStore
 _EXECUTION_BYTES = 4_000
 _TASK_BYTES = 1_500
 _CHECKS_PER_CALL_MAX = 2_000
+_BUNDLES_MAX = 3
+"""A workflow that lives on changes few rows at a time, and its rows are not to become many."""
 
 
 class Residents:
@@ -44,6 +46,8 @@ class Residents:
         self.executions: dict[WorkflowId, Execution] = {}
         self.never_written: set[WorkflowId] = set()
         """Begun here, and not seen by a checkpoint yet."""
+        self._bundles: dict[WorkflowId, int] = {}
+        """How many checkpoints had what was begun here and has been in memory since."""
         self._loading: dict[WorkflowId, asyncio.Future[None]] = {}
         self._dropped: dict[WorkflowId, int] = {}
         self._removed: dict[WorkflowId, int] = {}
@@ -68,7 +72,12 @@ class Residents:
         """A new execution; a schedule may take the place of one of its name that was deleted."""
         self._removed.pop(execution.id, None)
         self.never_written.add(execution.id)
+        self._bundles[execution.id] = 0
         self._keep(execution)
+
+    def next_bundle(self, workflow_id: WorkflowId) -> int | None:
+        """The number under which its next rows may be kept as one; nobody else uses it."""
+        return self._bundles.get(workflow_id)
 
     def _keep(self, execution: Execution) -> None:
         self.executions[execution.id] = execution
@@ -119,9 +128,19 @@ class Residents:
                 if self._removed.get(workflow_id, position + 1) <= position:
                     del self._removed[workflow_id]
                 continue
+            self._count_bundle(workflow_id)
             self._weigh(execution)
             if execution.is_terminal:
                 self._evict(execution, position)
+
+    def _count_bundle(self, workflow_id: WorkflowId) -> None:
+        count = self._bundles.get(workflow_id)
+        if count is None:
+            return
+        if count + 1 < _BUNDLES_MAX:
+            self._bundles[workflow_id] = count + 1
+        else:
+            del self._bundles[workflow_id]
 
     def relieve(self, position: int) -> None:
         """The store has all rows of everything up to `position`: free memory, if it is short."""
@@ -146,6 +165,7 @@ class Residents:
     def _remove(self, execution: Execution) -> None:
         del self.executions[execution.id]
         self.never_written.discard(execution.id)
+        self._bundles.pop(execution.id, None)
         self.bytes -= self._weights.pop(execution.id, 0)
         parent = execution.header.parent_id
         if parent is not None and same_slot(parent, execution.id):

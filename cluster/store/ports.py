@@ -66,6 +66,8 @@ class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
 Revised: TypeAlias = tuple[Row, int]
 """A row with its revision. Equal revisions of a row, an entry or a summary have equal contents."""
 
+NO_BUNDLES: Mapping[WorkflowId, int] = {}
+
 
 class Fence(msgspec.Struct, frozen=True):
     """What decides whether a log may be appended to, and what of it counts.
@@ -167,10 +169,15 @@ class ShardTable(Protocol):
 class ExecutionStore(Protocol):
     """The rows of all workflows. A row is replaced only by one with a higher revision."""
 
-    async def write(self, rows: Sequence[Revised]) -> None:
+    async def write(
+        self, rows: Sequence[Revised], bundles: Mapping[WorkflowId, int] = NO_BUNDLES
+    ) -> None:
         """Keep each row whose revision is above the stored one's. Durable when it returns.
 
-        Each (workflow, number) at most once per call; atomic per row, not for the batch.
+        Each (workflow, number) at most once per call; atomic per row, not for the batch. A
+        workflow's rows come one after the other. `bundles`: a store may keep the rows that this
+        call has of such a workflow as one, number n of its bundles. Only the caller ever writes
+        bundle n of that workflow, and again only with at least the same rows.
         """
 
     async def read(self, workflow_id: WorkflowId) -> Sequence[Row]:
@@ -412,6 +419,9 @@ class RecordStore(Protocol):
 
     async def poll_data(self, task_type: str | None) -> Sequence[PollData]:
         """By task type and domain; of all types if None."""
+
+    async def polls_with_domain(self) -> Sequence[PollData]:
+        """Those of all types that have a domain, in no order: what nodes ask all the time."""
 
     async def put(self, kind: str, values: Mapping[str, bytes | None]) -> None:
         """Write the values of some keys of a kind; None removes a key. Durable on return."""

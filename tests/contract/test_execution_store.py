@@ -112,3 +112,46 @@ async def test_a_late_removal_spares_later_rows(stores: Stores) -> None:
     await stores.executions.write([row(one, 0, b"header", epoch=2), row(one, 1, b"input")])
     await stores.executions.remove([(one, revision_of(1, 99))])
     assert list(await stores.executions.read(one)) == [Row(one, 0, b"header")]
+
+
+async def test_bundles_are_rows_to_a_reader(stores: Stores) -> None:
+    """Written together in two parts, then row by row, with late writes of an earlier epoch."""
+    one, other = workflow_id(), workflow_id()
+    begun = [row(one, 0, b"began"), row(one, 1, b"input"), row(one, 16, b"scheduled")]
+    await stores.executions.write([*begun, row(other, 0, b"other")], {one: 0, other: 0})
+    assert [found.data for found in await stores.executions.read(one)] == [
+        b"began",
+        b"input",
+        b"scheduled",
+    ]
+    # Cut short and repeated with more in it.
+    await stores.executions.write([*begun, row(one, 20, b"second", at=2)], {one: 0})
+    ended = [row(one, 0, b"ended", at=4), row(one, 16, b"completed", at=3), row(one, 1, b"", at=3)]
+    await stores.executions.write(ended, {one: 1})
+    assert dict(await stores.executions.headers([one, other])) == {one: b"ended", other: b"other"}
+    await stores.executions.write(
+        [row(one, 0, b"restarted", at=6), row(one, 16, b"late", at=2), row(one, 20, b"two", at=5)]
+    )
+    assert list(await stores.executions.read(one)) == [
+        Row(one, 0, b"restarted"),
+        Row(one, 16, b"completed"),
+        Row(one, 20, b"two"),
+    ]
+    assert dict(await stores.executions.headers([one])) == {one: b"restarted"}
+    heads = await stores.executions.heads([one, other])
+    assert {owner: list(rows) for owner, rows in heads.items()} == {
+        one: [Row(one, 0, b"restarted")],
+        other: [Row(other, 0, b"other")],
+    }
+
+
+async def test_a_removal_takes_bundles_along(stores: Stores) -> None:
+    one = workflow_id()
+    rows = [row(one, 0, b"header"), row(one, 16, b"task")]
+    await stores.executions.write(rows, {one: 0})
+    await stores.executions.remove([(one, revision_of(1, 2))])
+    assert list(await stores.executions.read(one)) == []
+    # The bundle of a process that was paused, after the removal.
+    await stores.executions.write(rows, {one: 0})
+    assert list(await stores.executions.read(one)) == []
+    assert dict(await stores.executions.headers([one])) == {}

@@ -50,6 +50,7 @@ async def test_poll_data_keeps_the_last_poll(records: RecordStore) -> None:
     assert list(await records.poll_data("mail")) == mail
     assert list(await records.poll_data(None)) == [PollData("fax", "", "w5", 1), *mail]
     assert list(await records.poll_data("absent")) == []
+    assert list(await records.polls_with_domain()) == [PollData("mail", "blue", "w4", 11)]
 
 
 async def test_values_by_key(records: RecordStore) -> None:

@@ -1,4 +1,5 @@
-"""A workflow that begins and ends between two checkpoints leaves no trace in the open set."""
+"""A workflow that begins and ends between two checkpoints leaves no trace in the open set, and its
+rows may be kept as one."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -97,6 +98,29 @@ def test_one_that_was_put_by_a_write_that_was_cut_short_is_taken_out_too() -> No
         await complete(peer, workflow_id)
         await checkpoint.flush()
         assert open_set.removed_ids == [workflow_id]
+        await peer.drain()
+
+    run_virtual(main())
+
+
+def test_rows_may_be_kept_as_one_while_it_is_in_memory_from_its_start_on() -> None:
+    """Each number once: who loads a workflow does not know which bundles there are."""
+
+    async def main() -> None:
+        ground, _ = await watched_ground()
+        peer = await Peer(ground, "one", checkpoint_interval_ms=3_600_000).begin()
+        await until(lambda: are_all_served([peer]))
+        workflow_id = await peer.start()
+        checkpoint, residents = peer.incarnation.checkpoint, peer.incarnation.residents
+        assert residents.next_bundle(workflow_id) == 0
+        await checkpoint.flush()
+        assert residents.next_bundle(workflow_id) == 1
+        residents.drop(residents.executions[workflow_id])
+        assert residents.next_bundle(workflow_id) is None
+        await residents.get(workflow_id)
+        assert residents.next_bundle(workflow_id) is None
+        await complete(peer, workflow_id)
+        await checkpoint.flush()
         await peer.drain()
 
     run_virtual(main())

@@ -11,6 +11,8 @@ from cluster.store.cassandra.session import Session
 from cluster.store.ports import TASK_LOG_LINES_MAX, PollData, TaskLog
 
 _PARTS = 16
+_WITH_DOMAIN = _PARTS
+"""The partition of poll data that has the polls with a domain once more: one read finds them."""
 _COUNTED_MAX = 10_000
 _MARK_S = 86_400
 """How long the mark of a removed value stays, so that a slow writer's older value stays hidden."""
@@ -95,16 +97,16 @@ class CassandraRecordStore:
     async def put_poll_data(self, polls: Sequence[PollData]) -> None:
         writes = Writes(self._session)
         for poll in polls:
-            part = bucket_of(poll.task_type, _PARTS)
             values = (
-                int32(part),
                 poll.task_type.encode(),
                 poll.domain.encode(),
                 poll.worker_id.encode(),
                 int64(poll.last_poll_ms),
                 int64(poll.last_poll_ms),
             )
-            writes.add(part, self._put_poll, values)
+            own = bucket_of(poll.task_type, _PARTS)
+            for part in (own, _WITH_DOMAIN) if poll.domain else (own,):
+                writes.add(part, self._put_poll, (int32(part), *values))
         await writes.send()
 
     async def poll_data(self, task_type: str | None) -> Sequence[PollData]:
@@ -115,6 +117,9 @@ class CassandraRecordStore:
             reads = [self._session.all(self._polls_of, (part, task_type))]
         found = [PollData(*row) for rows in await asyncio.gather(*reads) for row in rows]
         return sorted(found, key=lambda poll: (poll.task_type, poll.domain))
+
+    async def polls_with_domain(self) -> Sequence[PollData]:
+        return [PollData(*row) for row in await self._session.all(self._polls, (_WITH_DOMAIN,))]
 
     async def put(self, kind: str, values: Mapping[str, bytes | None]) -> None:
         if not values:

@@ -1,4 +1,4 @@
-"""One session of cassandra-driver, awaited: its callbacks cross into asyncio once per burst."""
+"""One session of cassandra-driver, awaited; its sockets are served by the event loop."""
 
 import asyncio
 import re
@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any, TypeAlias
 
 from cassandra import ConsistencyLevel, DriverException
@@ -32,6 +33,7 @@ from cassandra.query import (
 )
 
 from cluster.errors import StoreFault
+from cluster.store.cassandra.connection import connection_on
 from cluster.store.traffic import Flow, Traffic
 from cluster.urls import CassandraUrl
 
@@ -85,6 +87,7 @@ class Session:
         self._others = traffic.of(_SERVER, "other")
         self.keyspace = keyspace
         self._loop = asyncio.get_running_loop()
+        self._thread = get_ident()
         self._quorum = _LEVELS[consistency.quorum]
         self._serial = _LEVELS[consistency.serial]
         self._answers: deque[_Answer] = deque()
@@ -214,7 +217,7 @@ class Session:
         else:
             self._others.requests += 1
 
-    # -- on the driver's thread
+    # -- on the loop's thread as a rule; what failed or was asked again, on one of the driver's
 
     def _answered(self, rows: list[Any] | None, waiter: Any, response: Any) -> None:
         self._hand_over(_Answer(waiter, rows, response, None))
@@ -223,6 +226,9 @@ class Session:
         self._hand_over(_Answer(waiter, None, None, error))
 
     def _hand_over(self, answer: "_Answer") -> None:
+        if get_ident() == self._thread:
+            answer.settle()
+            return
         self._answers.append(answer)
         if self._is_waking:
             return
@@ -239,13 +245,7 @@ class Session:
         self._is_waking = False
         answers = self._answers
         while answers:
-            answer = answers.popleft()
-            if answer.waiter.done():
-                continue  # The caller gave up; what was done stays done.
-            if answer.error is None:
-                answer.waiter.set_result(answer)
-            else:
-                answer.waiter.set_exception(fault_of(answer.error))
+            answers.popleft().settle()
 
 
 class _Answer:
@@ -262,6 +262,14 @@ class _Answer:
         self.rows = rows or []
         self.error = error
         self._response = response
+
+    def settle(self) -> None:
+        if self.waiter.done():
+            return  # The caller gave up; what was done stays done.
+        if self.error is None:
+            self.waiter.set_result(self)
+        else:
+            self.waiter.set_exception(fault_of(self.error))
 
     @property
     def paging_state(self) -> Any:
@@ -301,7 +309,8 @@ async def connected(
 
     Connections that break are opened again by the driver, for as long as the session lives.
     """
-    driver = await asyncio.to_thread(_driver, url, consistency)
+    connections = connection_on(asyncio.get_running_loop())
+    driver = await asyncio.to_thread(_driver, url, consistency, connections)
     try:
         try:
             session = await asyncio.to_thread(driver.connect)
@@ -312,7 +321,7 @@ async def connected(
         await asyncio.to_thread(driver.shutdown)
 
 
-def _driver(url: CassandraUrl, consistency: Consistency) -> Any:
+def _driver(url: CassandraUrl, consistency: Consistency, connections: type[Any]) -> Any:
     login = url.login
     profile = ExecutionProfile(
         load_balancing_policy=TokenAwarePolicy(DCAwareRoundRobinPolicy()),
@@ -324,6 +333,7 @@ def _driver(url: CassandraUrl, consistency: Consistency) -> Any:
     return Cluster(
         [(host.name.strip("[]"), host.port) for host in url.hosts],
         port=url.hosts[0].port,
+        connection_class=connections,
         protocol_version=_PROTOCOL,
         auth_provider=None if login is None else PlainTextAuthProvider(login.user, login.password),
         execution_profiles={EXEC_PROFILE_DEFAULT: profile},

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from cluster.ids import WorkflowId
-from cluster.store.ports import HEAD_ROWS, HEADER, Revised, Row
+from cluster.store.ports import HEAD_ROWS, HEADER, NO_BUNDLES, Revised, Row
 
 
 class MemoryExecutionStore:
@@ -12,7 +12,9 @@ class MemoryExecutionStore:
     def __init__(self) -> None:
         self._workflows: dict[WorkflowId, dict[int, Revised]] = {}
 
-    async def write(self, rows: Sequence[Revised]) -> None:
+    async def write(
+        self, rows: Sequence[Revised], bundles: Mapping[WorkflowId, int] = NO_BUNDLES
+    ) -> None:
         for row, revision in rows:
             held = self._workflows.setdefault(row.workflow_id, {})
             standing = held.get(row.number)

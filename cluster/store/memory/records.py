@@ -38,6 +38,9 @@ class MemoryRecordStore:
             poll for (polled, _), poll in sorted(self._polls.items()) if task_type in (None, polled)
         ]
 
+    async def polls_with_domain(self) -> Sequence[PollData]:
+        return [poll for poll in self._polls.values() if poll.domain]
+
     async def put(self, kind: str, values: Mapping[str, bytes | None]) -> None:
         held = self._values.setdefault(kind, {})
         for key, value in values.items():

@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 
 from cluster.ids import WorkflowId, to_bytes
-from cluster.store.ports import HEAD_ROWS, HEADER, Revised, Row
+from cluster.store.ports import HEAD_ROWS, HEADER, NO_BUNDLES, Revised, Row
 from cluster.store.sql.batches import Lookup, Upsert
 from cluster.store.sql.database import Database
 
@@ -27,7 +27,9 @@ class SqlExecutionStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def write(self, rows: Sequence[Revised]) -> None:
+    async def write(
+        self, rows: Sequence[Revised], bundles: Mapping[WorkflowId, int] = NO_BUNDLES
+    ) -> None:
         def work(connection: sqlite3.Connection) -> None:
             values: list[object] = []
             last: WorkflowId | None = None

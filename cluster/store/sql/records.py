@@ -70,6 +70,9 @@ class SqlRecordStore:
 
         return await self._database.read(work)
 
+    async def polls_with_domain(self) -> Sequence[PollData]:
+        return [poll for poll in await self.poll_data(None) if poll.domain]
+
     async def put(self, kind: str, values: Mapping[str, bytes | None]) -> None:
         def work(connection: sqlite3.Connection) -> None:
             for key, value in values.items():
