@@ -219,7 +219,7 @@ def cluster() -> dict[str, Counts]:
 
 
 async def in_cluster(nodes: int, flags: dict[str, Any], folder: Path) -> dict[str, Counts]:
-    """Ten workflows at a time; all requests go to the first node."""
+    """Ten workflows at a time: they start on the last node, the first has the workers."""
     calls = Calls()
     meter = Meter([], calls)
     counted: dict[str, Counts] = {}
@@ -265,9 +265,14 @@ async def shared_out(nodes: list[Node]) -> None:
 async def measure(meter: Meter, scenario: str, width: int, *, quiet_s: float) -> Counts:
     """Counts per workflow: the medians of some rounds, each of which ends with a checkpoint."""
     calls = meter.calls
-    client = Client(meter.nodes[0].url, activity=lambda: calls.total, quiet_s=quiet_s)
-    await client.connect(1 if width == 50 else width)
-    load = Load(client, scenario)
+    clients = [
+        Client(node.url, activity=lambda: calls.total, quiet_s=quiet_s)
+        for node in dict.fromkeys((meter.nodes[0], meter.nodes[-1]))
+    ]
+    client = clients[0]
+    for one in clients:
+        await one.connect(1 if width == 50 else width)
+    load = Load(client, scenario, starter=clients[-1])
     await load.register()
     # The first round finds everything cold.
     await one_round(meter, client, load, width)
@@ -279,7 +284,8 @@ async def measure(meter: Meter, scenario: str, width: int, *, quiet_s: float) ->
         began = time.process_time()
         await one_round(meter, client, load, width)
         cpu_ms = 1000 * (time.process_time() - began) / meter.workflows
-    client.close()
+    for one in clients:
+        one.close()
     names = {name: None for counts in rounds for name in counts}
     medians = {name: statistics.median(one.get(name, 0) for one in rounds) for name in names}
     kept = {name: round(count, 3) for name, count in medians.items() if round(count, 3)}

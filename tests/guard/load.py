@@ -109,8 +109,10 @@ def _encoded(request: Request) -> bytes:
 class Load:
     """One scenario of bench/rest_load.py."""
 
-    def __init__(self, client: Client, scenario: str) -> None:
+    def __init__(self, client: Client, scenario: str, *, starter: Client | None = None) -> None:
+        """`starter` starts what `client` does the work of."""
         self._client = client
+        self._starter = starter or client
         options = argparse.Namespace(
             tag="guard", scenario=scenario, payload_bytes=0, one_type=False
         )
@@ -126,7 +128,7 @@ class Load:
     async def single(self, count: int) -> None:
         """`count` workflows from start to end, a request for each start and each result."""
         path = f"/workflow/{self._definition['name']}"
-        await self._client.wave([("POST", path, {"n": number}) for number in range(count)])
+        await self._starter.wave([("POST", path, {"n": number}) for number in range(count)])
         done = 0
         while done < count * self._tasks:
             for task_type in self._types:
