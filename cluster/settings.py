@@ -15,6 +15,7 @@ from cluster.urls import (
     CassandraUrl,
     InvalidUrl,
     MemoryUrl,
+    parse_login,
     parse_queue_url,
     parse_replication,
     parse_store_url,
@@ -58,9 +59,36 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         about(
             "Where tasks wait for workers: `memory://` (in this process), `redis://h:6379/0`, "
-            "`redis-sentinel://h1,h2/master`, `redis-cluster://h1,h2`."
+            "`redis-sentinel://h1,h2/master`, `redis-cluster://h1,h2`; beginning with `rediss`: by "
+            "TLS. Before the hosts stands the login of the servers: `redis://user:password@h`."
         ),
     ] = "memory://"
+    queue_sentinel_login: Annotated[
+        str,
+        about(
+            "`user:password` for the sentinels of a `redis-sentinel` address, as it stands; "
+            "`:password` for the default user. Empty: they ask for none."
+        ),
+    ] = ""
+    queue_ca_file: Annotated[
+        str,
+        about(
+            "Authorities, as PEM, that sign the certificates of Redis (`rediss`). Empty: those "
+            "that this machine trusts."
+        ),
+    ] = ""
+    queue_cert_file: Annotated[
+        str,
+        about("Certificate of this node, as PEM, for a Redis that asks for one. Empty: none."),
+    ] = ""
+    queue_key_file: Annotated[str, about("The key to it, as PEM.")] = ""
+    queue_check_hostname: Annotated[
+        bool,
+        about(
+            "Whether the certificate of Redis must name the host it was reached by. False where "
+            "a Sentinel group or a Redis Cluster tells addresses that no certificate names."
+        ),
+    ] = True
     cassandra_replication: Annotated[
         str,
         about(
@@ -357,7 +385,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         shown = {name: getattr(self, name) for name in NAMES}
         for name in ("store_url", "queue_url"):
             shown[name] = without_password(shown[name])
-        shown["link_token"] = "***" if shown["link_token"] else ""
+        for name in ("link_token", "queue_sentinel_login"):
+            shown[name] = "***" if shown[name] else ""
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
@@ -407,6 +436,7 @@ def load_settings(
     check_together(settings)
     if for_node:
         check_store_and_queue(settings)
+        check_certificates(settings)
     return settings
 
 
@@ -446,6 +476,7 @@ def check_together(settings: Settings) -> None:
         ("store_url", parse_store_url),
         ("queue_url", parse_queue_url),
         ("cassandra_replication", parse_replication),
+        ("queue_sentinel_login", parse_login),
     ):
         try:
             parse(getattr(settings, name))
@@ -507,6 +538,23 @@ def check_store_and_queue(settings: Settings) -> None:
             f"{without_password(settings.queue_url)}: a cluster needs both Cassandra and Redis, "
             "a node on its own keeps its queues in memory://"
         )
+
+
+def check_certificates(settings: Settings) -> None:
+    """Files that cannot be used show when the node starts, not with every call that fails."""
+    if bool(settings.queue_cert_file) != bool(settings.queue_key_file):
+        raise InvalidSettings(
+            "queue_cert_file and queue_key_file: a certificate and its key need each other"
+        )
+    for name in ("queue_ca_file", "queue_cert_file", "queue_key_file"):
+        path = getattr(settings, name)
+        if path and not settings.queue_url.startswith("rediss"):
+            raise InvalidSettings(
+                f"{name} is {path}: only an address that begins with rediss needs it, and "
+                f"queue_url is {without_password(settings.queue_url)}"
+            )
+        if path and not os.access(path, os.R_OK):
+            raise InvalidSettings(f"{name} is {path}: there is no such file, or it is not readable")
 
 
 def with_prefix(environ: Mapping[str, str], prefix: str) -> dict[str, str]:

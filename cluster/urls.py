@@ -42,24 +42,32 @@ class RedisUrl(msgspec.Struct, frozen=True):
     host: Host
     database: int
     login: Login | None
+    tls: bool = False
 
 
 class RedisSentinelUrl(msgspec.Struct, frozen=True):
     sentinels: tuple[Host, ...]
     master: str
     login: Login | None
+    """That of the data servers."""
+    tls: bool = False
+    """To them, and to the sentinels too."""
 
 
 class RedisClusterUrl(msgspec.Struct, frozen=True):
     hosts: tuple[Host, ...]
     login: Login | None
+    tls: bool = False
 
 
 StoreUrl = SqliteUrl | CassandraUrl | MemoryUrl
 QueueUrl = MemoryUrl | RedisUrl | RedisSentinelUrl | RedisClusterUrl
 
 STORES = "memory://, sqlite:///DIR/podium.db or cassandra://h1,h2:9042/keyspace"
-QUEUES = "memory://, redis://h:6379/0, redis-sentinel://h1,h2/master or redis-cluster://h1,h2"
+QUEUES = (
+    "memory://, redis://h:6379/0, redis-sentinel://h1,h2/master or redis-cluster://h1,h2,"
+    " or one of these that begins with rediss for TLS"
+)
 
 REPLICATION = "3, dc1:3,dc2:3 or {'class': 'SimpleStrategy', 'replication_factor': 1}"
 NETWORK = "NetworkTopologyStrategy"
@@ -95,7 +103,8 @@ def parse_store_url(url: str) -> StoreUrl:
 def parse_queue_url(url: str) -> QueueUrl:
     """Raises InvalidUrl."""
     scheme, login, hosts, path = split(url, QUEUES)
-    match scheme:
+    tls = scheme.startswith("rediss")
+    match scheme.replace("rediss", "redis", 1):
         case "memory":
             if login or hosts or path:
                 raise wrong(url, QUEUES)
@@ -104,15 +113,15 @@ def parse_queue_url(url: str) -> QueueUrl:
             found = parse_hosts(url, hosts, REDIS_PORT)
             if len(found) != 1 or not re.fullmatch(r"[0-9]{0,4}", path):
                 raise wrong(url, "redis://h:6379/0 (one host, and the number of a database)")
-            return RedisUrl(found[0], int(path or 0), login)
+            return RedisUrl(found[0], int(path or 0), login, tls)
         case "redis-sentinel":
             if not path or "/" in path:
                 raise wrong(url, "redis-sentinel://h1,h2/master")
-            return RedisSentinelUrl(parse_hosts(url, hosts, SENTINEL_PORT), path, login)
+            return RedisSentinelUrl(parse_hosts(url, hosts, SENTINEL_PORT), path, login, tls)
         case "redis-cluster":
             if path:
                 raise wrong(url, "redis-cluster://h1,h2 (a Redis Cluster has no databases)")
-            return RedisClusterUrl(parse_hosts(url, hosts, REDIS_PORT), login)
+            return RedisClusterUrl(parse_hosts(url, hosts, REDIS_PORT), login, tls)
         case _:
             raise wrong(url, QUEUES)
 
@@ -161,6 +170,16 @@ def split(url: str, wanted: str) -> tuple[str, Login | None, str, str]:
         return scheme, None, hosts, path
     user, _, password = login.partition(":")
     return scheme, Login(unquote(user), unquote(password)), hosts, path
+
+
+def parse_login(text: str) -> Login | None:
+    """`user:password`, as it stands; empty: none. Raises InvalidUrl, which does not show it."""
+    if not text:
+        return None
+    user, colon, password = text.partition(":")
+    if not colon or not password:
+        raise InvalidUrl("what it is set to is no login; wanted: user:password or :password")
+    return Login(user, password)
 
 
 def parse_hosts(url: str, hosts: str, default_port: int) -> tuple[Host, ...]:

@@ -15,6 +15,8 @@ import shutil
 import signal
 import socket
 import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ops.children import die_with_starter, is_ours, wait_for
@@ -28,15 +30,58 @@ STOP_S = 10
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 
 
+@dataclass(frozen=True)
+class Secured:
+    """TLS wherever servers are talked to or talk to each other, and logins; nobody else gets in."""
+
+    ca_file: Path
+    cert_file: Path
+    key_file: Path
+    """Of the servers, and of those who ask them: a certificate is wanted from both sides."""
+    login: tuple[str, str]
+    """User and password of clients; it may do what they need, and no more."""
+    sentinel_login: tuple[str, str]
+    """The same for the sentinels."""
+    admin: tuple[str, str]
+    """Of whoever looks after them, and of the servers among themselves."""
+
+    def options(self, login: tuple[str, str], *rights: str) -> list[str]:
+        """Of a server to which clients log in by that."""
+        user, password = login
+        admin, admin_password = self.admin
+        return [
+            *("--tls-ca-cert-file", str(self.ca_file)),
+            *("--tls-cert-file", str(self.cert_file)),
+            *("--tls-key-file", str(self.key_file)),
+            *("--tls-auth-clients", "yes", "--tls-replication", "yes", "--tls-cluster", "yes"),
+            *("--user", "default", "off"),
+            *("--user", admin, "on", f">{admin_password}", "~*", "&*", "+@all"),
+            *("--user", user, "on", f">{password}", *rights),
+        ]
+
+    @property
+    def asks_with(self) -> list[str]:
+        """Of redis-cli."""
+        return [
+            *("--tls", "--cacert", str(self.ca_file)),
+            *("--cert", str(self.cert_file), "--key", str(self.key_file)),
+            *("--user", self.admin[0], "--pass", self.admin[1], "--no-auth-warning"),
+        ]
+
+
 class Server:
     """One redis-server process, a sentinel among them."""
 
-    def __init__(self, folder: Path, name: str, port: int, *options: str) -> None:
+    def __init__(
+        self, folder: Path, name: str, port: int, *options: str, asks_with: Sequence[str] = ()
+    ) -> None:
+        """`asks_with`: how redis-cli gets in, and that there is TLS, if so."""
         self.dies_with_starter = False
         self.folder = folder / name
         self.name = name
         self.port = port
         self.options = options
+        self.asks_with = asks_with
         self.process: subprocess.Popen[bytes] | None = None
         self.pid = 0
 
@@ -45,7 +90,8 @@ class Server:
         self.folder.mkdir(parents=True, exist_ok=True)
         arguments = [
             *self.options,
-            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
+            *(("--port", "0", "--tls-port") if self.asks_with else ("--port",)),
+            *(str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
             *("--daemonize", "no", "--logfile", str(self.folder / "log")),
         ]
         self.process = subprocess.Popen(
@@ -68,7 +114,10 @@ class Server:
     def command(self, *words: str) -> str:
         """The answer to a command as redis-cli shows it. OSError: there is none."""
         done = subprocess.run(
-            [program("redis-cli"), "-h", "127.0.0.1", "-p", str(self.port), *words],
+            [
+                *(program("redis-cli"), "-h", "127.0.0.1", "-p", str(self.port)),
+                *(*self.asks_with, *words),
+            ],
             capture_output=True,
             text=True,
             timeout=STOP_S,
@@ -106,32 +155,48 @@ class Servers:
     """What one address names."""
 
     def __init__(
-        self, kind: str, folder: Path, *, first_port: int = 0, die_with_starter: bool = False
+        self,
+        kind: str,
+        folder: Path,
+        *,
+        first_port: int = 0,
+        die_with_starter: bool = False,
+        secured: Secured | None = None,
     ) -> None:
         self.kind = kind
         self.folder = folder
+        self.secured = secured
         self.data: list[Server] = []
         self.sentinels: list[Server] = []
         counts = {"standalone": 1, "sentinel": 5, "cluster": 3}
         ports = free_ports(counts[kind], first_port, cluster=kind == "cluster")
-        plain = ("--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0")
+        plain = ["--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0"]
+        watching: list[str] = []
+        asks: Sequence[str] = ()
+        if secured is not None:
+            plain += secured.options(secured.login, "~*", "&*", "+@all", "-@admin")
+            plain += ["--masteruser", secured.admin[0], "--masterauth", secured.admin[1]]
+            watching = secured.options(secured.sentinel_login, "+sentinel|masters")
+            asks = secured.asks_with
         if kind == "standalone":
-            self.data = [Server(folder, "redis", ports[0], *plain)]
+            self.data = [Server(folder, "redis", ports[0], *plain, asks_with=asks)]
         elif kind == "cluster":
             clustered = (*plain, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
             self.data = [
-                Server(folder, f"redis{n}", port, *clustered) for n, port in enumerate(ports)
+                Server(folder, f"redis{n}", port, *clustered, asks_with=asks)
+                for n, port in enumerate(ports)
             ]
         else:
             follows = ("--replicaof", f"127.0.0.1 {ports[0]}")
             self.data = [
-                Server(folder, "primary", ports[0], *plain),
-                Server(folder, "replica", ports[1], *plain, *follows),
+                Server(folder, "primary", ports[0], *plain, asks_with=asks),
+                Server(folder, "replica", ports[1], *plain, *follows, asks_with=asks),
             ]
             for n, port in enumerate(ports[2:]):
                 config = folder / f"sentinel{n}" / "sentinel.conf"
+                options = (str(config), "--sentinel", *watching)
                 self.sentinels.append(
-                    Server(folder, f"sentinel{n}", port, str(config), "--sentinel")
+                    Server(folder, f"sentinel{n}", port, *options, asks_with=asks)
                 )
 
         for server in [*self.data, *self.sentinels]:
@@ -139,12 +204,15 @@ class Servers:
 
     @property
     def url(self) -> str:
+        asked = self.sentinels if self.kind == "sentinel" else self.data
+        hosts = ",".join(f"127.0.0.1:{one.port}" for one in asked)
+        scheme, login = "redis", ""
+        if self.secured is not None:
+            scheme, login = "rediss", "{}:{}@".format(*self.secured.login)
         if self.kind == "standalone":
-            return f"redis://127.0.0.1:{self.data[0].port}/0"
-        if self.kind == "sentinel":
-            hosts = ",".join(f"127.0.0.1:{one.port}" for one in self.sentinels)
-            return f"redis-sentinel://{hosts}/{MASTER}"
-        return "redis-cluster://" + ",".join(f"127.0.0.1:{one.port}" for one in self.data)
+            return f"{scheme}://{login}{hosts}/0"
+        path = f"/{MASTER}" if self.kind == "sentinel" else ""
+        return f"{scheme}-{self.kind}://{login}{hosts}{path}"
 
     def start(self) -> None:
         """Start all of them and wait until they serve together."""
@@ -177,11 +245,21 @@ class Servers:
     def _configure(self, sentinel: Server) -> None:
         sentinel.folder.mkdir(parents=True, exist_ok=True)
         primary = self.data[0]
-        (sentinel.folder / "sentinel.conf").write_text(
-            f"sentinel monitor {MASTER} 127.0.0.1 {primary.port} 2\n"
-            f"sentinel down-after-milliseconds {MASTER} {SENTINEL_DOWN_MS}\n"
-            f"sentinel failover-timeout {MASTER} 3000\n"
-        )
+        lines = [
+            f"sentinel monitor {MASTER} 127.0.0.1 {primary.port} 2",
+            f"sentinel down-after-milliseconds {MASTER} {SENTINEL_DOWN_MS}",
+            f"sentinel failover-timeout {MASTER} 3000",
+        ]
+        if self.secured is not None:
+            user, password = self.secured.admin
+            lines += [
+                f"sentinel auth-user {MASTER} {user}",
+                f"sentinel auth-pass {MASTER} {password}",
+                # Sentinels ask each other too.
+                f"sentinel sentinel-user {user}",
+                f"sentinel sentinel-pass {password}",
+            ]
+        (sentinel.folder / "sentinel.conf").write_text("\n".join(lines) + "\n")
 
     def _is_watched(self) -> bool:
         for sentinel in self.sentinels:

@@ -22,6 +22,7 @@ from cluster.urls import (
     CassandraUrl,
     MemoryUrl,
     SqliteUrl,
+    parse_login,
     parse_replication,
     parse_store_url,
     without_password,
@@ -50,7 +51,7 @@ async def open_ground(
             yield Ground(stores, MemoryTaskQueues(), leases, membership, is_alone=True)
             return
         # Late: a node that is alone need not have the driver.
-        from cluster.store.redis import open_redis
+        from cluster.store.redis import Access, open_redis
 
         stack.enter_context(held(Path(settings.data_dir), settings.node_id))
         redis = await stack.enter_async_context(
@@ -61,6 +62,13 @@ async def open_ground(
                 random=random,
                 partitions=settings.queue_partitions,
                 traffic=traffic,
+                access=Access(
+                    ca_file=settings.queue_ca_file,
+                    cert_file=settings.queue_cert_file,
+                    key_file=settings.queue_key_file,
+                    check_hostname=settings.queue_check_hostname,
+                    sentinel_login=parse_login(settings.queue_sentinel_login),
+                ),
             )
         )
         yield Ground(stores, redis.queues, redis.leases, redis.membership, is_alone=False)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
 import pytest
@@ -15,6 +15,7 @@ from cluster.store.queue_ports import HAND_OUT_MS, Limits, QueueItem, queue_name
 from cluster.store.redis import RedisStores
 from ops.redis_up import Server, Servers
 from tests.support import redis
+from tests.support.redis import again
 
 # A connection to a sentinel that fell silent while it was made is dropped by the library without
 # being closed; it is collected, and complains, in whichever test comes next.
@@ -61,16 +62,6 @@ async def at(
         timeout_ms=timeout_ms,
     ) as stores:
         yield stores
-
-
-async def again(call: Callable[[], Awaitable[object]], *, within_s: float = 15) -> None:
-    """Repeat a call until it is answered."""
-    async with asyncio.timeout(within_s):
-        while True:
-            with suppress(StoreFault):
-                await call()
-                return
-            await asyncio.sleep(0.05)
 
 
 async def seen(condition: Callable[[], bool], *, within_s: float) -> float:

@@ -22,6 +22,7 @@ from cluster.urls import (
     RedisUrl,
     SqliteUrl,
     StoreUrl,
+    parse_login,
     parse_queue_url,
     parse_replication,
     parse_store_url,
@@ -137,6 +138,25 @@ def test_a_node_that_others_can_reach_needs_the_token_of_its_cluster() -> None:
         load_settings(environ={}, flags=flags | {"link_host": host})
 
 
+def test_logins_and_certificates_of_redis(tmp_path: Path) -> None:
+    pem = write(tmp_path, "")
+    flags = {"store_url": "cassandra://h/ks", "queue_url": "rediss-sentinel://h1/m"}
+    files = {"queue_cert_file": str(pem), "queue_key_file": str(pem)}
+    login = {"PODIUM_QUEUE_SENTINEL_LOGIN": "watcher:hush:hush"}
+    settings = load_settings(environ=login, flags=flags | files)
+    assert parse_login(settings.queue_sentinel_login) == Login("watcher", "hush:hush")
+    assert "hush" not in repr(settings)
+    for wrong, message in (
+        ({"queue_sentinel_login": "hush"}, "queue_sentinel_login: "),
+        ({"queue_key_file": str(pem)}, "need each other"),
+        ({"queue_ca_file": "/nowhere/ca.pem"}, "no such file"),
+        ({"queue_ca_file": str(pem), "queue_url": "redis://h:6379/0"}, "begins with rediss"),
+    ):
+        with pytest.raises(InvalidSettings, match=message) as refused:
+            load_settings(environ={}, flags=flags | wrong)
+        assert "hush" not in str(refused.value)
+
+
 def test_an_address_that_nobody_can_dial_is_no_address_for_links() -> None:
     with pytest.raises(InvalidSettings, match="under which the other nodes can reach it"):
         load_settings(environ={}, flags={"link_host": "0.0.0.0"})
@@ -185,6 +205,14 @@ def test_store_urls(url: str, parts: StoreUrl) -> None:
             "redis-cluster://h1:7000,h2",
             RedisClusterUrl((Host("h1", 7000), Host("h2", 6379)), None),
         ),
+        ("rediss://h/1", RedisUrl(Host("h", 6379), 1, None, tls=True)),
+        (
+            "rediss-sentinel://u:pw@h1:1,h2/master",
+            RedisSentinelUrl(
+                (Host("h1", 1), Host("h2", 26379)), "master", Login("u", "pw"), tls=True
+            ),
+        ),
+        ("rediss-cluster://h1", RedisClusterUrl((Host("h1", 6379),), None, tls=True)),
     ],
 )
 def test_queue_urls(url: str, parts: QueueUrl) -> None:
@@ -208,7 +236,8 @@ def test_queue_urls(url: str, parts: QueueUrl) -> None:
             [
                 "", "memory://h", "redis://", "redis://h1,h2/0", "redis://h/-1", "redis://h:/0",
                 "redis-sentinel://h1", "redis-sentinel://h1/a/b", "redis-cluster://h1/0",
-                "redis-cluster://", "rediss://h/0", "sqlite:///x.db",
+                "redis-cluster://", "redissentinel://h/m", "redisss://h/0", "rediss-sentinel://h",
+                "sqlite:///x.db",
             ],
         ),
     ],

@@ -8,11 +8,13 @@ import msgspec
 
 from cluster.clock import Clock, Random
 from cluster.logs import get_log
-from cluster.store.redis.connection import connected
+from cluster.store.redis.connection import NOTHING_MORE, Access, connected
 from cluster.store.redis.leases import RedisLeases, RedisMembership, SignsOfLife
 from cluster.store.redis.queues import RedisTaskQueues
 from cluster.store.traffic import Traffic
 from cluster.urls import MemoryUrl, RedisClusterUrl, parse_queue_url
+
+__all__ = ["Access", "RedisStores", "open_redis"]
 
 log = get_log(__name__)
 
@@ -38,20 +40,21 @@ async def open_redis(
     timeout_ms: int = 3_000,
     prefix: str = "podium",
     traffic: Traffic | None = None,
+    access: Access = NOTHING_MORE,
 ) -> AsyncIterator[RedisStores]:
     """Queues, leases and membership at a `redis…://` address. Connects with the first call.
 
     `shard_count` shards must be counted after a loss before limits hold (QueueUpkeep). All nodes
     of a cluster give the same `partitions`: into so many the task types are divided; 0 = one on
     a single server, 16 in a Redis Cluster. Clusters that share a server have different prefixes.
-    `traffic` counts what is sent.
+    `traffic` counts what is sent; `access` is what the servers want to see.
     """
     traffic = traffic or Traffic()
     parsed = parse_queue_url(url)
     assert not isinstance(parsed, MemoryUrl), "memory:// is no server"
     if not partitions:
         partitions = _CLUSTER_PARTITIONS if isinstance(parsed, RedisClusterUrl) else 1
-    async with connected(parsed, timeout_ms=timeout_ms) as connection:
+    async with connected(parsed, timeout_ms=timeout_ms, access=access) as connection:
         queues = RedisTaskQueues(
             connection,
             prefix=prefix,

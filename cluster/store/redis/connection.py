@@ -1,6 +1,7 @@
 """Connections to Redis, whatever its form: one server, a Sentinel group or a Cluster."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -8,6 +9,7 @@ from hashlib import sha1
 from importlib.resources import files
 from typing import Any, Final, Protocol
 
+import msgspec
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
@@ -22,12 +24,45 @@ from redis.exceptions import (
 
 from cluster.errors import StoreFault
 from cluster.store.redis.pipe import Address, Argument, Heard, Server
-from cluster.urls import Host, RedisClusterUrl, RedisSentinelUrl, RedisUrl
+from cluster.urls import Host, Login, RedisClusterUrl, RedisSentinelUrl, RedisUrl
 
 _FAULTS: Final = (RedisError, OSError, TimeoutError)
 """What is raised when a server is away, busy, or not what it was."""
 
 _PING_S = 1.0
+
+
+class Access(msgspec.Struct, frozen=True, kw_only=True):
+    """What Redis servers want besides their address and the login in it."""
+
+    ca_file: str = ""
+    """Who has to have signed their certificates; empty: whom this machine trusts."""
+    cert_file: str = ""
+    key_file: str = ""
+    """Of this node, for servers that ask for it."""
+    check_hostname: bool = True
+    sentinel_login: Login | None = None
+
+    def tls(self) -> ssl.SSLContext:
+        """For connections to data servers. OSError: one of the files is none of that kind."""
+        context = ssl.create_default_context(cafile=self.ca_file or None)
+        context.check_hostname = self.check_hostname
+        if self.cert_file:
+            context.load_cert_chain(self.cert_file, self.key_file)
+        return context
+
+    def sentinel_tls(self) -> dict[str, Any]:
+        """The same as the driver wants it, for those to sentinels."""
+        return {
+            "ssl": True,
+            "ssl_ca_certs": self.ca_file or None,
+            "ssl_certfile": self.cert_file or None,
+            "ssl_keyfile": self.key_file or None,
+            "ssl_check_hostname": self.check_hostname,
+        }
+
+
+NOTHING_MORE = Access()
 
 
 class Script:
@@ -201,29 +236,37 @@ def _fault(error: Exception) -> StoreFault:
 
 @asynccontextmanager
 async def connected(
-    url: RedisUrl | RedisSentinelUrl | RedisClusterUrl, *, timeout_ms: int
+    url: RedisUrl | RedisSentinelUrl | RedisClusterUrl,
+    *,
+    timeout_ms: int,
+    access: Access = NOTHING_MORE,
 ) -> AsyncIterator[Connection]:
     """A connection that is opened by its first call, and again whenever it broke."""
+    new = partial(
+        Server, login=url.login, timeout_ms=timeout_ms, tls=access.tls() if url.tls else None
+    )
     match url:
         case RedisUrl():
-            address = partial(_itself, _address(url.host))
-            alone = Server(address, login=url.login, database=url.database, timeout_ms=timeout_ms)
+            alone = new(partial(_itself, _address(url.host)), database=url.database)
             try:
                 yield OneServer(alone)
             finally:
                 alone.close()
         case RedisSentinelUrl():
+            login = access.sentinel_login
             group = Sentinel(  # type: ignore[no-untyped-call]
                 [_address(host) for host in url.sentinels],
                 sentinel_kwargs={
+                    "username": (login.user or None) if login else None,
+                    "password": login.password if login else None,
                     "socket_timeout": timeout_ms / 1000,
                     "socket_connect_timeout": timeout_ms / 1000,
                     "retry": Retry(NoBackoff(), 0),
                     "protocol": 2,
+                    **(access.sentinel_tls() if url.tls else {}),
                 },
             )
-            address = partial(_primary, group, url.master)
-            primary = Server(address, login=url.login, timeout_ms=timeout_ms)
+            primary = new(partial(_primary, group, url.master))
             try:
                 yield OneServer(primary)
             finally:
@@ -233,9 +276,7 @@ async def connected(
         case RedisClusterUrl():
             servers = ClusterServers(
                 [_address(host) for host in url.hosts],
-                lambda address: Server(
-                    partial(_itself, address), login=url.login, timeout_ms=timeout_ms
-                ),
+                lambda address: new(partial(_itself, address)),
             )
             try:
                 yield servers

@@ -7,6 +7,7 @@ it does here. A node makes hundreds of calls a second, all of them alike.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from ssl import SSLContext
 from typing import Any, Final
 
 import hiredis
@@ -123,12 +124,14 @@ class Server:
         login: Login | None,
         database: int = 0,
         timeout_ms: int,
+        tls: SSLContext | None = None,
     ) -> None:
         """`address` is asked for before each connection."""
         self._address = address
         self._login = login
         self._database = database
         self._timeout_s = timeout_ms / 1000
+        self._tls = tls
         self._pipe: Pipe | None = None
         self._opening = asyncio.Lock()
 
@@ -174,7 +177,9 @@ class Server:
         loop = asyncio.get_running_loop()
         host, port = await self._address()
         async with asyncio.timeout(self._timeout_s):
-            _, pipe = await loop.create_connection(lambda: Pipe(loop, heard), host, port)
+            _, pipe = await loop.create_connection(
+                lambda: Pipe(loop, heard), host, port, ssl=self._tls
+            )
             try:
                 if self._login is not None:
                     who = (self._login.user,) if self._login.user else ()
