@@ -2,29 +2,30 @@
 
 A request of its own costs a task of the event loop, a future for its commit and a way through all
 layers. What is served here and in memory is decided here item after item instead, into as few log
-entries as the log's group commit makes of it. The rest goes the usual way, in a bounded number of
-lanes.
+entries as the log's group commit makes of it. Events of workflows elsewhere go to their owners in
+one call each. The rest goes the usual way, in a bounded number of lanes.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
 
 from cluster.clock import Clock
 from cluster.engine.events import Event
-from cluster.errors import ClusterError, Fenced, NotOwner
+from cluster.errors import ClusterError, NotSupported
 from cluster.ids import WorkflowId
+from cluster.node.many import Refusals, decide_many, in_lanes, submit_many
 from cluster.node.metadata import Resolved
-from cluster.node.router import Router, StartWorkflow
+from cluster.node.router import AGAIN, Router, StartWorkflow
 from cluster.sharding.shard import Shards
+from cluster.store.lease_ports import Member
 
-T = TypeVar("T")
 Definitions = dict[tuple[str, int | None], Resolved | ClusterError]
+Events = Sequence[tuple[WorkflowId, Event]]
 
-_TURN = 32
-"""Decided in a row, before others run."""
-_LANES = 128
-"""Items of one request that go the usual way at a time."""
+_PER_CALL = 500
+"""Events that travel together."""
 
 
 class Batches:
@@ -39,7 +40,7 @@ class Batches:
         """Start workflows; returns their ids, or why not, when all that is durable."""
         found = await self._definitions(requests)
         ids: list[WorkflowId | None] = [None] * len(requests)
-        refusals: dict[int, ClusterError] = {}
+        refusals: Refusals = {}
 
         def now(shards: Shards, place: int) -> int | None:
             request = requests[place]
@@ -60,16 +61,18 @@ class Batches:
                 return 0
             return shards.start_now(new)
 
-        async def usual(place: int) -> WorkflowId:
+        async def usual(place: int) -> None:
             workflow_id = ids[place]
             if workflow_id is None:
-                workflow_id = ids[place] = await self._router.start(requests[place])
+                ids[place] = await self._router.start(requests[place])
             else:
                 # Nobody knows whether it started: the same start once more, not another.
                 await self._router.launch(workflow_id, requests[place])
-            return workflow_id
 
-        await self._decide(len(requests), now, usual, refusals)
+        async def left(places: Sequence[int]) -> None:
+            await in_lanes(places, usual, refusals)
+
+        await decide_many(self._owner, len(requests), now, left, refusals)
         outcomes: list[WorkflowId | ClusterError] = []
         for place, workflow_id in enumerate(ids):
             refusal = refusals.get(place)
@@ -80,32 +83,57 @@ class Batches:
                 outcomes.append(workflow_id)
         return outcomes
 
-    async def submit(self, events: Sequence[tuple[WorkflowId, Event]]) -> dict[int, ClusterError]:
+    async def submit(self, events: Events) -> Refusals:
         """Decide events, those of a workflow in their order; returns which were refused, by place,
         when all that is durable. Does not wait for scripts that they set going."""
-        refusals: dict[int, ClusterError] = {}
-        passed_by: set[WorkflowId] = set()
+        return await submit_many(self._owner, events, partial(self._submit_left, events))
 
-        def now(shards: Shards, place: int) -> int | None:
-            workflow_id, event = events[place]
-            execution = shards.resident(workflow_id)
-            if execution is None or workflow_id in passed_by:
-                passed_by.add(workflow_id)
-                return None
-            try:
-                return shards.submit_now(execution, event)
-            except (NotOwner, Fenced):
-                raise
-            except ClusterError as refusal:
-                # It too must not rest on what may never become durable.
-                refusals[place] = refusal
-                return execution.last_entry
+    async def _submit_left(self, events: Events, places: Sequence[int], refusals: Refusals) -> None:
+        """What is not in memory here: to the owners elsewhere, and then what that has left over."""
+        by_owner: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+        owners: dict[str, Member] = {}
+        alone: list[int] = []
+        for place in places:
+            way = self._router.way_elsewhere(events[place][0])
+            if way is None:
+                alone.append(place)
+            else:
+                owner, epoch = way
+                owners[owner.node_id] = owner
+                by_owner[owner.node_id].append((place, epoch))
+        again: Refusals = {}
+        await asyncio.gather(
+            *(
+                self._submit_to(owners[name], events, some[begin : begin + _PER_CALL], again)
+                for name, some in by_owner.items()
+                for begin in range(0, len(some), _PER_CALL)
+            )
+        )
+        for place, failure in list(again.items()):
+            if not isinstance(failure, (*AGAIN, NotSupported)):
+                refusals[place] = again.pop(place)
 
         async def usual(place: int) -> None:
-            await self._router.submit(*events[place])
+            failure = again.get(place)
+            if isinstance(failure, AGAIN):
+                await self._router.submit_again(*events[place], failure)
+            else:
+                await self._router.submit(*events[place])
 
-        await self._decide(len(events), now, usual, refusals)
-        return refusals
+        await in_lanes(sorted([*alone, *again]), usual, refusals)
+
+    async def _submit_to(
+        self, owner: Member, events: Events, some: Sequence[tuple[int, int]], failures: Refusals
+    ) -> None:
+        """Have one owner decide the events of these places, each in an epoch of its shard."""
+        try:
+            refused = await self._router.submit_to(
+                owner, [(*events[place], epoch) for place, epoch in some]
+            )
+        except ClusterError as failure:
+            failures.update({place: failure for place, _ in some})
+        else:
+            failures.update({some[at][0]: failure for at, failure in refused.items()})
 
     async def _definitions(self, requests: Sequence[StartWorkflow]) -> Definitions:
         """Each definition once. What cannot be found out just now is left to the usual way."""
@@ -120,66 +148,3 @@ class Batches:
                 if not refusal.retryable:
                     found[key] = refusal
         return found
-
-    async def _decide(
-        self,
-        count: int,
-        now: Callable[[Shards, int], int | None],
-        usual: Callable[[int], Awaitable[object]],
-        refusals: dict[int, ClusterError],
-    ) -> None:
-        """`now` gives the log entry that an item rests on, None if it takes more than a moment."""
-        decided: list[int] = []
-        left: list[int] = []
-        last_entry = 0
-        shards = self._shards()
-        for place in range(count):
-            if place % _TURN == _TURN - 1:
-                await asyncio.sleep(0)
-            try:
-                entry = None if shards is None else now(shards, place)
-            except (NotOwner, Fenced):
-                entry = None
-            except ClusterError as refusal:
-                refusals[place] = refusal
-                continue
-            if entry is None:
-                left.append(place)
-            else:
-                decided.append(place)
-                last_entry = max(last_entry, entry)
-        await _in_lanes(left, usual, refusals)
-        if shards is None:
-            return
-        try:
-            await shards.stands(last_entry)
-        except ClusterError:
-            # The log was lost: what was decided, refusals too, may never have been.
-            await _in_lanes(decided, usual, refusals)
-
-    def _shards(self) -> Shards | None:
-        """All of a batch goes to one incarnation: log entries of another say nothing about it."""
-        try:
-            return self._owner.shards
-        except NotOwner:
-            return None
-
-
-async def _in_lanes(
-    places: Sequence[int],
-    usual: Callable[[int], Awaitable[object]],
-    refusals: dict[int, ClusterError],
-) -> None:
-    waiting = iter(places)
-
-    async def lane() -> None:
-        for place in waiting:
-            refusals.pop(place, None)
-            try:
-                await usual(place)
-            except ClusterError as refusal:
-                refusals[place] = refusal
-
-    async with asyncio.TaskGroup() as lanes:
-        for _ in range(min(_LANES, len(places))):
-            lanes.create_task(lane())

@@ -1,7 +1,7 @@
 """What may be asked of the node that owns a workflow: operations by name, and how they travel."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, get_args
 
 import msgspec
@@ -16,6 +16,8 @@ from cluster.errors import ClusterError, NotOwner, NotSupported, Unavailable
 from cluster.ids import ShardId, WorkflowId, shard_of, time_of
 from cluster.node.admission import Admission
 from cluster.node.link import LinkCall
+from cluster.node.link_faults import Fault, fault_of
+from cluster.node.many import Refusals, in_lanes, submit_many
 from cluster.node.owner import Owner, RerunRequest, StartWorkflow
 
 _AHEAD_MS_MAX = 60_000
@@ -129,6 +131,10 @@ class Here:
     def serves(self, workflow_id: WorkflowId) -> bool:
         return self.owner.serves(workflow_id)
 
+    def is_served_in(self, shard: ShardId, epoch: int) -> bool:
+        """Whether a call is meant for this owner of the shard. NotOwner: there is no log now."""
+        return self.owner.shards.epochs.get(shard) == epoch
+
     def stands_at(self, execution: Execution) -> tuple[int, int]:
         """What tells one state of a workflow from another."""
         shards = self.owner.shards
@@ -181,6 +187,30 @@ async def _save_schedule(at: Here, schedule_id: WorkflowId, saved: bytes) -> Non
 
 async def _submit(at: Here, workflow_id: WorkflowId, event: Packed) -> None:
     await at.owner.submit(workflow_id, unpack(event, at.clock))
+
+
+async def _submit_many(
+    at: Here, events: list[tuple[WorkflowId, Packed, int]]
+) -> list[tuple[int, Fault]]:
+    """Decide events, each if its shard is served in that epoch; returns the refusals by place."""
+    unpacked: list[tuple[WorkflowId, Event]] = []
+    places: list[int] = []
+    faults: list[tuple[int, Fault]] = []
+    for place, (workflow_id, event, epoch) in enumerate(events):
+        if at.is_served_in(at.shard_of(workflow_id), epoch):
+            places.append(place)
+            unpacked.append((workflow_id, unpack(event, at.clock)))
+        else:
+            faults.append((place, fault_of(NotOwner(f"{workflow_id} is not served in {epoch}"))))
+
+    async def submit(place: int) -> None:
+        await at.owner.submit(*unpacked[place])
+
+    async def usual(left: Sequence[int], refusals: Refusals) -> None:
+        await in_lanes(left, submit, refusals)
+
+    refusals = await submit_many(at.owner, unpacked, usual)
+    return faults + [(places[one], fault_of(refusal)) for one, refusal in refusals.items()]
 
 
 async def _deliver(at: Here, workflow_id: WorkflowId, event: Packed) -> None:
@@ -255,6 +285,11 @@ START_CHILD = Operation(
 )
 SAVE_SCHEDULE = Operation(_save_schedule, takes=tuple[WorkflowId, bytes])
 SUBMIT = Operation(_submit, takes=tuple[WorkflowId, Packed])
+SUBMIT_MANY = Operation(
+    _submit_many,
+    takes=tuple[list[tuple[WorkflowId, Packed, int]]],
+    gives=list[tuple[int, Fault]],
+)
 DELIVER = Operation(_deliver, takes=tuple[WorkflowId, Packed])
 REVIVE = Operation(_revive, takes=tuple[WorkflowId, Packed])
 SEE = Operation(_see, takes=tuple[WorkflowId, int, int, int, bool], gives=Seen)
@@ -272,8 +307,9 @@ DRAIN = Operation(_drain, takes=tuple[()])
 OPERATIONS = {
     one.name: one
     for one in (
-        *(START, START_ONCE, START_CHILD, SUBMIT, DELIVER, REVIVE, SEE, OPEN_BY_REF, WAITING),
-        *(RESTART, RETRY, RERUN, REMOVE, NOTE, REQUEUE, CATCH_UP, DRAIN, SAVE_SCHEDULE),
+        *(START, START_ONCE, START_CHILD, SUBMIT, SUBMIT_MANY, DELIVER, REVIVE, SEE),
+        *(OPEN_BY_REF, WAITING, RESTART, RETRY, RERUN, REMOVE, NOTE, REQUEUE, CATCH_UP, DRAIN),
+        SAVE_SCHEDULE,
     )
 }
 
@@ -284,7 +320,7 @@ async def carry_out(at: Here, call: LinkCall) -> bytes:
     if operation is None:
         # A newer version of this asks; it will find another way, or wait.
         raise NotSupported(f"This node knows no operation {call.operation}")
-    if call.shard >= 0 and at.owner.shards.epochs.get(ShardId(call.shard)) != call.epoch:
+    if call.shard >= 0 and not at.is_served_in(ShardId(call.shard), call.epoch):
         raise NotOwner(f"Shard {call.shard} is not served here in epoch {call.epoch}")
     try:
         arguments = operation.decode_arguments(call.arguments)

@@ -7,7 +7,7 @@ command whose effect is there is done.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -57,6 +57,7 @@ from cluster.node.admission import Admission
 from cluster.node.elsewhere import Elsewhere
 from cluster.node.incarnation import Home
 from cluster.node.link import LinkCall
+from cluster.node.link_faults import Fault, error_of
 from cluster.node.metadata import Metadata
 from cluster.node.notes import Notes
 from cluster.node.owner import Owner, RerunRequest, StartWorkflow
@@ -80,7 +81,8 @@ _LISTED_MS_MAX = 2_000
 
 _NOTHING_DONE = (NotOwner, Unreached)
 _UNKNOWN = (Fenced, OutcomeUnknown, StoreFault)
-_AGAIN = _NOTHING_DONE + _UNKNOWN
+AGAIN = _NOTHING_DONE + _UNKNOWN
+"""What a request is tried again after, elsewhere or later."""
 
 
 class Router:
@@ -153,7 +155,7 @@ class Router:
         workflow_id = self.draw_id()
         try:
             await self._owner.start(workflow_id, request)
-        except _AGAIN as failure:
+        except AGAIN as failure:
             await self._again(workflow_id, remote.START, (workflow_id, request, False), failure)
         return workflow_id
 
@@ -226,28 +228,53 @@ class Router:
         """Decide an event; returns when what it rests on is durable."""
         try:
             await self._owner.submit(workflow_id, event)
-        except _AGAIN as failure:
-            await self._again(
-                workflow_id,
-                remote.SUBMIT,
-                (workflow_id, pack(event)),
-                failure,
-                was_done=_was_done(event),
-            )
+        except AGAIN as failure:
+            await self.submit_again(workflow_id, event, failure)
+
+    async def submit_again(
+        self, workflow_id: WorkflowId, event: Event, failure: ClusterError
+    ) -> None:
+        """`submit`, after a first attempt came to one of `AGAIN`."""
+        await self._again(
+            workflow_id,
+            remote.SUBMIT,
+            (workflow_id, pack(event)),
+            failure,
+            was_done=_was_done(event),
+        )
+
+    def way_elsewhere(self, workflow_id: WorkflowId) -> tuple[Member, int] | None:
+        """The other node that owns a workflow, and the epoch of its shard; None: it is served
+        here, or nobody is known to serve it."""
+        if self._owner.serves(workflow_id):
+            return None
+        return self._way_to(self._here.shard_of(workflow_id))
+
+    async def submit_to(
+        self, owner: Member, events: Sequence[tuple[WorkflowId, Event, int]]
+    ) -> dict[int, ClusterError]:
+        """Have another node decide events, each in an epoch of its shard; returns which it
+        refused, by place, when the others are durable. Raises as Links does."""
+        assert self._elsewhere is not None
+        packed = [(workflow_id, pack(event), epoch) for workflow_id, event, epoch in events]
+        faults: list[tuple[int, Fault]] = await self._elsewhere.call(
+            owner, remote.SUBMIT_MANY, (packed,), timeout_ms=self._timeout_ms
+        )
+        return {place: error_of(fault) for place, fault in faults}
 
     async def view(self, workflow_id: WorkflowId) -> Execution:
         """The committed state, with its failure workflow if it has one; to be used before the
         caller's next await. NotFound."""
         try:
             return await self._owner.view(workflow_id)
-        except _AGAIN as failure:
+        except AGAIN as failure:
             return await self._seen(workflow_id, failure, is_settled=True)
 
     async def look(self, workflow_id: WorkflowId) -> Execution:
         """The committed state as it is; to be used before the caller's next await. NotFound."""
         try:
             return await self._owner.look(workflow_id)
-        except _AGAIN as failure:
+        except AGAIN as failure:
             return await self._seen(workflow_id, failure, is_settled=False)
 
     async def wait_until(
@@ -261,7 +288,7 @@ class Router:
             left_ms = max(0, deadline_ms - self._clock.monotonic_ms())
             try:
                 return await self._owner.wait_until(workflow_id, predicate, left_ms)
-            except _AGAIN as failure:
+            except AGAIN as failure:
                 seen = await self._see(workflow_id, failure, known, wait_ms)
             # No rows: nothing has changed.
             if seen.rows and predicate(await self._executed(workflow_id, seen)):
@@ -482,7 +509,7 @@ class Router:
         """Have the owner of a workflow do something, wherever it is, before time is up."""
         try:
             return await operation.run(self._here, *arguments)
-        except _AGAIN as failure:
+        except AGAIN as failure:
             return await self._again(workflow_id, operation, arguments, failure, was_done=was_done)
 
     async def _again(
@@ -522,7 +549,7 @@ class Router:
             given = operation.repeated(arguments) if is_repeated else arguments
             try:
                 return await self._once(workflow_id, operation, given, shard, left_ms)
-            except _AGAIN as again:
+            except AGAIN as again:
                 failure = again
                 is_repeated = is_repeated or isinstance(again, _UNKNOWN)
             except ClusterError:

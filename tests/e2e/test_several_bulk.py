@@ -6,11 +6,39 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import ClusterError, NotOwner, NotSupported, OutcomeUnknown, Unreached
+from cluster.node.elsewhere import Elsewhere
+from cluster.node.remote import Operation
+from cluster.store.lease_ports import Member
 from tests.support.client import Client, simple, until
 from tests.support.several import Several, several
 
 pytestmark = pytest.mark.asyncio
 Json = dict[str, Any]
+
+
+@pytest.fixture
+def failures() -> dict[str, ClusterError]:
+    """What a call of an operation comes to instead."""
+    return {}
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch, failures: dict[str, ClusterError]) -> Counter[str]:
+    """How often each operation was asked of another node."""
+    counts: Counter[str] = Counter()
+    call = Elsewhere.call
+
+    async def counted(
+        self: Elsewhere, member: Member, operation: Operation, *rest: Any, **options: Any
+    ) -> Any:
+        counts[operation.name] += 1
+        if operation.name in failures:
+            raise failures[operation.name]
+        return await call(self, member, operation, *rest, **options)
+
+    monkeypatch.setattr(Elsewhere, "call", counted)
+    return counts
 
 
 async def bulk_start(client: Client, count: int, **fields: Any) -> list[str]:
@@ -74,6 +102,53 @@ async def test_any_node_takes_starts_and_results_of_all() -> None:
             if not tasks:
                 break
         assert await statuses(c, ids + again) == {"COMPLETED": 600}
+
+
+async def open_tasks(client: Client, count: int) -> list[Json]:
+    """So many tasks of new workflows, whose owners are anywhere."""
+    await bulk_start(client, count, correlationId="x")
+    tasks: list[Json] = []
+    while len(tasks) < count:
+        tasks += await exchange(client, [], count=count)
+    return tasks
+
+
+async def test_results_go_to_each_owner_in_one_call(calls: Counter[str]) -> None:
+    async with several("a", "b", "c") as cluster:
+        a, b = cluster.client("a"), cluster.client("b")
+        await a.register("order", simple("t", "step"), simple("u", "other"))
+        tasks = await open_tasks(a, 300)
+        assert owners(cluster, [task["workflowInstanceId"] for task in tasks]) == {"a", "b", "c"}
+        unknown = [task | {"taskId": task["taskId"][:-4] + "ffff"} for task in tasks[:30]]
+        results = [
+            {key: task[key] for key in ("workflowInstanceId", "taskId")} | {"status": "COMPLETED"}
+            for task in [*unknown, *tasks]
+        ]
+        calls.clear()
+        answers = (await b.ok("POST", "/tasks/bulk/update", results))["results"]
+        assert [one["status"] for one in answers] == [404] * 30 + [200] * 300
+        assert (calls["submit_many"], calls["submit"]) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [NotSupported("an older node"), NotOwner("moved"), Unreached("gone"), OutcomeUnknown("cut")],
+)
+async def test_what_an_owner_does_not_take_together_it_takes_one_by_one(
+    failure: ClusterError, calls: Counter[str], failures: dict[str, ClusterError]
+) -> None:
+    async with several("a", "b") as cluster:
+        a = cluster.client("a")
+        await a.register("order", simple("t", "step"))
+        tasks = await open_tasks(a, 60)
+        ids = [task["workflowInstanceId"] for task in tasks]
+        assert owners(cluster, ids) == {"a", "b"}
+        calls.clear()
+        failures["submit_many"] = failure
+        await exchange(a, tasks, count=1)
+        assert calls["submit_many"] == 1
+        assert calls["submit"] == sum(cluster.owner_of(one) == "b" for one in ids)
+        assert await statuses(a, ids) == {"COMPLETED": 60}
 
 
 async def test_a_node_that_leaves_costs_bulk_clients_no_error() -> None:
