@@ -289,11 +289,13 @@ async def _itself(address: Address) -> Address:
 
 
 async def _primary(group: Sentinel, name: str) -> Address:
-    host, port = await group.discover_master(name)
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        # The driver drops a cancellation now and then.
-        raise asyncio.CancelledError
+    try:
+        host, port = await group.discover_master(name)
+    finally:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # The driver drops a cancellation now and then, or makes a failure of its own of it.
+            raise asyncio.CancelledError
     return str(host), int(port)
 
 
