@@ -258,6 +258,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     workflow_payload_bytes_max: Annotated[
         int, about("Largest input, and largest output, of a workflow.", "bytes", ge=1024)
     ] = 5 * MIB
+    workflow_messages_max: Annotated[
+        int,
+        about(
+            "Messages that wait for a PULL_WORKFLOW_MESSAGES task of their workflow; beyond "
+            "that the sender gets 429.",
+            "messages",
+            ge=1,
+            le=100_000,
+        ),
+    ] = 1000
     open_tasks_max: Annotated[int, about("Open tasks of one workflow.", "tasks", ge=1)] = 100_000
 
     script_time_limit_ms: Annotated[
@@ -314,6 +324,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "`name=CERT:KEY:CA`, several with commas between."
         ),
     ] = ""
+
+    sql_connections: Annotated[
+        str,
+        about(
+            "Databases that JDBC tasks may use: `name=URL`, several with blanks between. A URL is "
+            "`postgresql://user:password@host/database`, `mysql://...` or `sqlite:///FILE`."
+        ),
+    ] = ""
+    sql_rows_max: Annotated[
+        int, about("Rows that one SELECT of a JDBC task may give.", "rows", ge=1)
+    ] = 1000
+    sql_time_limit_ms: Annotated[
+        int, about("Time that one statement of a JDBC task may take.", "ms", ge=1)
+    ] = 30_000
 
     audit_interval_ms: Annotated[
         int, about("Pause between two walks over all open workflows.", "ms", ge=10)
@@ -385,7 +409,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         shown = {name: getattr(self, name) for name in NAMES}
         for name in ("store_url", "queue_url"):
             shown[name] = without_password(shown[name])
-        for name in ("link_token", "queue_sentinel_login"):
+        for name in ("link_token", "queue_sentinel_login", "sql_connections"):
             shown[name] = "***" if shown[name] else ""
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 

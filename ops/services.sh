@@ -1,5 +1,6 @@
 #!/bin/bash
-# Installs what the tests need beside Python, on Debian and Ubuntu: Redis, a JDK, Maven and curl.
+# Installs what the tests need beside Python, on Debian and Ubuntu: Redis, PostgreSQL, MariaDB, a JDK,
+# Maven and curl.
 # Does nothing when all is there. Without the right to install it says what to install, and fails.
 set -euo pipefail
 
@@ -8,14 +9,19 @@ declare -A PACKAGE_OF=(
   [java]=openjdk-17-jdk-headless
   [mvn]=maven
   [curl]=curl
+  [mariadbd]=mariadb-server
 )
+programs=(redis-server java mvn curl mariadbd)
 # Debian keeps server programs in sbin, which is not on every PATH.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 missing=()
-for program in redis-server java mvn curl; do
+for program in "${programs[@]}"; do
   command -v "$program" > /dev/null || missing+=("${PACKAGE_OF[$program]}")
 done
+# PostgreSQL keeps its programs in a folder per version.
+has_postgresql() { compgen -G '/usr/lib/postgresql/*/bin/postgres' > /dev/null || command -v postgres > /dev/null; }
+has_postgresql || missing+=(postgresql)
 if [ ${#missing[@]} -eq 0 ]; then
   exit 0
 fi
@@ -49,6 +55,7 @@ run apt-get -o DPkg::Lock::Timeout=300 update
 run "${install[@]}" -o DPkg::Lock::Timeout=300
 rm -f "$log"
 
-for program in redis-server java mvn curl; do
+for program in "${programs[@]}"; do
   command -v "$program" > /dev/null || give_up "$program is still not there"
 done
+has_postgresql || give_up "PostgreSQL is still not there"

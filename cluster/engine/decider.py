@@ -18,6 +18,7 @@ from cluster.engine.events import (
     Event,
     FailureWorkflowResolved,
     LeaseExtended,
+    MessageSent,
     Paused,
     Recovered,
     Rerun,
@@ -63,7 +64,14 @@ from cluster.engine.retries import (
 from cluster.engine.scheduling import begin_attempt, begin_mapped, push
 from cluster.engine.schemas import task_checks
 from cluster.engine.step import Outcome, Step, Surroundings, WorkflowFailed
-from cluster.engine.tasks import TASK_TYPES, outside, schedule, start_workflow, sub_workflow
+from cluster.engine.tasks import (
+    TASK_TYPES,
+    messages,
+    outside,
+    schedule,
+    start_workflow,
+    sub_workflow,
+)
 from cluster.engine.transitions import OPEN_TASK, TaskStatus, WorkflowStatus
 from cluster.engine.turn import run
 from cluster.errors import Conflict, NotFound
@@ -180,6 +188,8 @@ def _apply(step: Step, event: Event) -> None:
             | ScheduleListed()
         ):
             schedule.on_event(step, event)
+        case MessageSent():
+            messages.on_sent(step, event)
         case _:
             assert_never(event)
 

@@ -229,6 +229,13 @@ class TasksRequeued(_Event, frozen=True):
     task_type: str
 
 
+class MessageSent(_Event, frozen=True):
+    """Somebody sends the workflow a message: a JSON object, under an id of its own."""
+
+    id: str
+    payload: bytes
+
+
 class VariablesUpdated(_Event, frozen=True):
     variables: dict[str, Any]
 
@@ -299,4 +306,5 @@ Event = (
     | ScheduleDeleted
     | ScheduledStarted
     | ScheduleListed
+    | MessageSent
 )

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from cluster.engine.model import NO_SCOPE, WITHOUT_TASK, Execution, WorkItem
 from cluster.engine.tasks import dynamic_fork, join
-from cluster.engine.transitions import OPEN_TASK
+from cluster.engine.transitions import OPEN_TASK, TaskStatus
 
 
 def reindex(execution: Execution, work: Iterable[WorkItem] = ()) -> None:
@@ -35,3 +35,5 @@ def reindex(execution: Execution, work: Iterable[WorkItem] = ()) -> None:
         task = execution.tasks[number]
         if task.type in ("JOIN", "EXCLUSIVE_JOIN"):
             join.watch(execution, task)
+        elif task.type == "PULL_WORKFLOW_MESSAGES" and task.status is TaskStatus.IN_PROGRESS:
+            execution.pulling[number] = None

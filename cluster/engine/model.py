@@ -160,6 +160,15 @@ class Order(msgspec.Struct, array_like=True, frozen=True):
     """What the kind needs: the hash of a definition, a reason."""
 
 
+class Message(msgspec.Struct, array_like=True, frozen=True):
+    """What somebody sent to the workflow, kept until a PULL_WORKFLOW_MESSAGES task takes it."""
+
+    id: str
+    received_ms: int
+    payload: bytes
+    """A JSON object."""
+
+
 class Execution:
     """One workflow. Only `engine/` changes it; its shard owns it alone."""
 
@@ -175,6 +184,7 @@ class Execution:
         "last_entry",
         "loops",
         "members",
+        "messages",
         "newest",
         "open",
         "orders",
@@ -183,6 +193,7 @@ class Execution:
         "pending",
         "plan",
         "posted",
+        "pulling",
         "removed",
         "scripts",
         "task_defs",
@@ -210,7 +221,9 @@ class Execution:
         self.orders: dict[int, Order] = {}
         """By their marks, in order: what other shards have not acknowledged."""
         self.posted: set[int] = set()
-        """Marks of the orders that came or went since the rows were last taken."""
+        """Marks of the orders and messages that came or went since the rows were last taken."""
+        self.messages: dict[int, Message] = {}
+        """By marks, which they share with the orders, oldest first."""
         self.timers: list[tuple[int, int]] = []
         """Heap of (due ms, task number); an entry whose task has another due time is stale."""
         self.scripts: set[int] = set()
@@ -234,6 +247,8 @@ class Execution:
         """Full reference name → numbers of the open JOINs that wait for it."""
         self.waiting: dict[int, int] = {}
         """Number of an open JOIN → how many of its tasks have not ended."""
+        self.pulling: dict[int, None] = {}
+        """Numbers of the tasks that wait for a message, in order."""
         self.dynamic: dict[int, dict[str, Node]] = {}
         """Dynamic FORK task number → the steps of its branches."""
         self.decoded: dict[int, Any] = {}
@@ -342,6 +357,7 @@ class Execution:
         self.decoded.pop(task.number * 2 + 16, None)
         self.decoded.pop(task.number * 2 + 17, None)
         self.open.pop(task.number, None)
+        self.pulling.pop(task.number, None)
         self.pending.pop(task.number, None)
         self.dynamic.pop(task.number, None)
         self.loops.pop(task.number, None)
@@ -373,6 +389,20 @@ class Execution:
         self.decoded.pop(3, None)
         self.decoded.pop(4, None)
         self.parts |= TASK_DEFS
+
+    # -- messages
+
+    def add_message(self, message: Message) -> None:
+        self.header.mark += 1
+        self.messages[self.header.mark] = message
+        self.posted.add(self.header.mark)
+        self.parts |= STATE
+
+    def drop_message(self, mark: int) -> None:
+        """A task has taken it."""
+        del self.messages[mark]
+        self.posted.add(mark)
+        self.parts |= STATE
 
     # -- timers
 

@@ -3,8 +3,7 @@
 Row numbers: 0 header, 1 input, 2 variables, 3 output, 4 task definitions frozen at run time; task n
 has row 16 + 4n, with its input or output in rows of their own (+1, +2) where they are large, so
 that a step of a task with a large payload does not write the payload again; order n for another
-shard has row 19 + 4n. Empty data means that
-the row is deleted.
+shard, or message n from outside, has row 19 + 4n. Empty data means that the row is deleted.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +20,7 @@ from cluster.engine.model import (
     VARIABLES,
     Execution,
     Header,
+    Message,
     Order,
     Task,
 )
@@ -40,6 +40,9 @@ _SPILLED = b"\x00"
 _encode = msgspec.msgpack.Encoder().encode
 _decode_task = msgspec.msgpack.Decoder(Task).decode
 _decode_order = msgspec.msgpack.Decoder(Order).decode
+_decode_message = msgspec.msgpack.Decoder(Message).decode
+_MESSAGE = b"\x01"
+"""In front of a message, to tell it from an order, which is an array of msgpack."""
 _decode_header = msgspec.msgpack.Decoder(Header).decode
 
 
@@ -74,9 +77,12 @@ def changed_rows(execution: Execution) -> list[tuple[int, bytes]]:
         execution.removed = []
     if execution.posted:
         for mark in execution.posted:
-            order = execution.orders.get(mark)
             row = _FIRST_ORDER_ROW + mark * _ROWS_PER_TASK
-            rows.append((row, b"" if order is None else _encode(order)))
+            order, message = execution.orders.get(mark), execution.messages.get(mark)
+            if message is not None:
+                rows.append((row, _MESSAGE + _encode(message)))
+            else:
+                rows.append((row, b"" if order is None else _encode(order)))
         execution.posted = set()
     return rows
 
@@ -94,6 +100,8 @@ def state_rows(execution: Execution) -> list[tuple[int, bytes]]:
             rows.append((number, part))
     for mark, order in execution.orders.items():
         rows.append((_FIRST_ORDER_ROW + mark * _ROWS_PER_TASK, _encode(order)))
+    for mark, message in execution.messages.items():
+        rows.append((_FIRST_ORDER_ROW + mark * _ROWS_PER_TASK, _MESSAGE + _encode(message)))
     return rows
 
 
@@ -142,7 +150,11 @@ def load(
             execution.tasks[task.number] = task
         elif number >= _FIRST_ORDER_ROW and not (number - _FIRST_ORDER_ROW) % _ROWS_PER_TASK:
             mark = (number - _FIRST_ORDER_ROW) // _ROWS_PER_TASK
-            execution.orders[mark] = _decode_order(by_number[number])
+            data = by_number[number]
+            if data.startswith(_MESSAGE):
+                execution.messages[mark] = _decode_message(data[1:])
+            else:
+                execution.orders[mark] = _decode_order(data)
     reindex(execution, header.work)
     return execution
 

@@ -64,6 +64,8 @@ class Surroundings(msgspec.Struct, frozen=True):
     schedule_grace_ms: int = 60_000
     """Missed instants of a schedule that does not catch up are made good for so long."""
     schedule_jitter_ms: int = 0
+    messages_max: int = 1000
+    """Messages that wait for a task of their workflow."""
 
 
 class Place(NamedTuple):
@@ -359,6 +361,7 @@ class Step:
         task.update_ms = self.at_ms
         task.wake_ms = 0
         execution.open.pop(task.number, None)
+        execution.pulling.pop(task.number, None)
         execution.scripts.discard(task.number)
         execution.touch(task)
         if task.delivery:

@@ -28,6 +28,7 @@ from cluster.node.api import (
     health,
     jobs,
     later,
+    messages,
     metadata,
     scheduler,
     search,
@@ -359,7 +360,7 @@ class Node:
             overview=overview,
             is_ready=self._is_ready,
         )
-        operations = (tasks, exchange, workflow, search, bulk, bulk_start, jobs)
+        operations = (tasks, exchange, workflow, messages, search, bulk, bulk_start, jobs)
         for resource in (*operations, metadata, scheduler, health, cluster):
             self._edge.add(resource.routes(self.services))
         self._edge.add(later.routes())

@@ -435,6 +435,7 @@ class Incarnation:
             task_output_bytes_max=settings.task_output_bytes_max,
             schedule_grace_ms=settings.schedule_grace_ms,
             schedule_jitter_ms=settings.schedule_jitter_ms,
+            messages_max=settings.workflow_messages_max,
         )
 
     def _is_polled(self, task_type: str, domain: str, at_ms: int) -> bool:

@@ -346,6 +346,8 @@ def assert_same(execution: Execution, loaded: Execution) -> None:
         assert {scope: n for scope, n in loaded.pending.items() if n} == counts
         waiting = {n: left for n, left in execution.waiting.items() if n in execution.open}
         assert loaded.waiting == waiting
+        assert sorted(loaded.pulling) == sorted(execution.pulling)
+    assert loaded.messages == execution.messages
 
 
 def assert_not_stuck(execution: Execution, effects: list[Effect]) -> None:

@@ -11,6 +11,7 @@ from cluster.engine.tasks import (
     fork,
     join,
     loop,
+    messages,
     outside,
     schedule,
     scripts,
@@ -49,6 +50,7 @@ TASK_TYPES = TaskTypes(
         "INLINE": scripts.INLINE,
         "LAMBDA": scripts.LAMBDA,
         "JSON_JQ_TRANSFORM": scripts.JSON_JQ_TRANSFORM,
+        "PULL_WORKFLOW_MESSAGES": messages.TYPE,
         **dict.fromkeys(outside.BUILT_IN, outside.TYPE),
         SCHEDULE: schedule.TYPE,
     }

@@ -32,7 +32,6 @@ GET    /api/tasks/externalstoragelocation
 GET    /api/workflow/external-storage-location
 GET    /api/workflow/externalstoragelocation
 POST   /api/workflow/test
-POST   /api/workflow/{workflowId}/messages
 """
 
 

@@ -9,6 +9,8 @@ from cluster.clock import Clock
 from cluster.engine.tasks import TASK_TYPES
 from cluster.node.executors.http_addresses import AddressPolicy
 from cluster.node.executors.http_task import Evaluate, HttpTask, load_certificates
+from cluster.node.executors.sql_connections import Connect
+from cluster.node.executors.sql_task import SqlTask, open_databases
 from cluster.settings import InvalidSettings, Settings
 from cluster.system_tasks import ENTRY_POINTS, SystemTask
 
@@ -27,7 +29,14 @@ async def open_system_tasks(
         response_bytes_max=settings.http_response_bytes_max,
         clock=clock,
     )
-    found: dict[str, SystemTask] = {"HTTP": http, "HTTP_POLL": http}
+    sql = SqlTask(
+        _databases(settings),
+        rows_max=settings.sql_rows_max,
+        bytes_max=settings.task_output_bytes_max,
+        time_limit_ms=settings.sql_time_limit_ms,
+        clock=clock,
+    )
+    found: dict[str, SystemTask] = {"HTTP": http, "HTTP_POLL": http, "JDBC": sql}
     found |= custom_system_tasks(entry_points(group=ENTRY_POINTS))
     async with AsyncExitStack() as stack:
         for system_task in dict.fromkeys(found.values()):
@@ -55,6 +64,13 @@ def custom_system_tasks(entries: Iterable[EntryPoint]) -> dict[str, SystemTask]:
 def _named(entry: EntryPoint) -> str:
     package = "" if entry.dist is None else f" of {entry.dist.name}"
     return f"the system task {entry.name}{package} ({entry.value})"
+
+
+def _databases(settings: Settings) -> dict[str, Connect]:
+    try:
+        return open_databases(settings.sql_connections, time_limit_ms=settings.sql_time_limit_ms)
+    except ValueError as fault:
+        raise InvalidSettings(f"sql_connections: {fault}") from fault
 
 
 def _certificates(settings: Settings) -> dict[str, ssl.SSLContext]:
