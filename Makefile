@@ -117,9 +117,10 @@ open-workflows: setup services ## a million open workflows on one node: rate bes
 open-cost: setup ## what 100,000 open workflows cost those that run, one process with SQLite; next to nothing else
 	@$(BIN)/python -m bench.open_cost
 
-services: setup ## install Redis, PostgreSQL, MariaDB, a JDK and Maven by apt, fetch Cassandra and Conductor (the tests need them)
+services: setup ## install Redis, PostgreSQL, MariaDB, a JDK and Maven by apt, fetch Cassandra, Kafka and Conductor (the tests need them)
 	@./ops/services.sh
 	@$(BIN)/python -m ops.cassandra_up fetch
+	@$(BIN)/python -m ops.kafka_up fetch
 	@PYTHON=$(BIN)/python ./ops/conductor_up.sh fetch
 
 lock: ## write constraints.txt anew from the newest versions that fit pyproject.toml

@@ -66,8 +66,8 @@ def serve_node(settings: Settings) -> None:
 
     try:
         run(settings)
-    except (OSError, ClusterError) as error:
-        # The port is taken, the data folder is in use or cannot be written: the user's to mend.
+    except (OSError, ClusterError, InvalidSettings) as error:
+        # The port is taken, the data folder is in use, a package is broken: the user's to mend.
         give_up(str(error))
 
 

@@ -441,7 +441,9 @@ class Node:
             try:
                 yield
             finally:
-                await self._executors.finish(self._settings.shutdown_timeout_ms)
+                # Without a log there is nobody to report to.
+                is_lost = self.succession.lost is not None
+                await self._executors.finish(0 if is_lost else self._settings.shutdown_timeout_ms)
                 await self.succession.finish()
                 for loop in loops:
                     loop.cancel()

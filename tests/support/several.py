@@ -19,6 +19,7 @@ from cluster.store.memory import open_memory
 from cluster.store.memory.leases import MemoryLeases, MemoryMembership
 from cluster.store.memory.queues import MemoryTaskQueues
 from cluster.store.ports import Stores
+from cluster.system_tasks import SystemTask
 from tests.support.client import Client
 from tests.support.lives import Death, Scripts, _Port
 
@@ -38,6 +39,8 @@ class Several:
     """A cluster: its stores, and the nodes that are up."""
 
     def __init__(self, session: aiohttp.ClientSession, settings: dict[str, Any]) -> None:
+        self.system_tasks: dict[str, SystemTask] = settings.pop("system_tasks", {})
+        """Carried out by all nodes, by task type."""
         self._session = session
         self._settings = QUICK | settings
         self.stores = open_memory(shard_count=SHARDS)
@@ -121,6 +124,7 @@ class Life:
             cast(Any, _Port(cluster.membership, self._death)),
             is_alone=False,
             scripts=cluster.scripts,
+            system_tasks=cluster.system_tasks,
             check_javascript=check_javascript,
             clock=CLOCK,
             random=RANDOM,

@@ -63,7 +63,7 @@ class HttpTask(SystemTask):
             response = await self._call(request)
         except (aiohttp.ClientError, OSError, ValueError) as failure:
             # TimeoutError is an OSError.
-            text = str(failure) or type(failure).__name__
+            text = _words(failure)
             reason = f"Failed to invoke {work.task_type} task due to: {text}"
             raise WorkFailed(reason, output={"response": text}) from failure
         output = {"response": response}
@@ -149,6 +149,13 @@ class HttpTask(SystemTask):
             reason = f"terminationCondition: {failure.message}"
             raise WorkFailed(reason, output=output, is_final=not failure.timed_out) from None
         return value is True or value == "true"
+
+
+def _words(failure: Exception) -> str:
+    if isinstance(failure, aiohttp.ClientConnectorError):
+        # By itself it says the address and, of some errors, no more.
+        return f"Cannot connect to {failure.host}:{failure.port}: {failure.os_error}"
+    return str(failure) or type(failure).__name__
 
 
 def _lists(response: ClientResponse) -> dict[str, list[str]]:

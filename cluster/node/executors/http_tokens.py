@@ -5,7 +5,7 @@ from collections import OrderedDict
 
 import aiohttp
 import msgspec
-from aiohttp import BasicAuth, ClientSession
+from aiohttp import ClientSession, encode_basic_auth
 
 from cluster.clock import Clock
 from cluster.node.executors.http_requests import OAuth2
@@ -77,8 +77,9 @@ class Tokens:
                 "client_secret": credentials.client_secret,
             }
         else:
-            basic = BasicAuth(credentials.client_id, credentials.client_secret, "utf-8")
-            headers["Authorization"] = basic.encode()
+            headers["Authorization"] = encode_basic_auth(
+                credentials.client_id, credentials.client_secret, "utf-8"
+            )
         try:
             async with self._session.post(
                 credentials.token_uri, data=form, headers=headers, allow_redirects=False

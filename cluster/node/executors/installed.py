@@ -9,6 +9,7 @@ from cluster.clock import Clock
 from cluster.engine.tasks import TASK_TYPES
 from cluster.node.executors.http_addresses import AddressPolicy
 from cluster.node.executors.http_task import Evaluate, HttpTask, load_certificates
+from cluster.node.executors.kafka_task import KafkaTask
 from cluster.node.executors.sql_connections import Connect
 from cluster.node.executors.sql_task import SqlTask, open_databases
 from cluster.settings import InvalidSettings, Settings
@@ -37,6 +38,7 @@ async def open_system_tasks(
         clock=clock,
     )
     found: dict[str, SystemTask] = {"HTTP": http, "HTTP_POLL": http, "JDBC": sql}
+    found["KAFKA_PUBLISH"] = KafkaTask()
     found |= custom_system_tasks(entry_points(group=ENTRY_POINTS))
     async with AsyncExitStack() as stack:
         for system_task in dict.fromkeys(found.values()):
