@@ -29,7 +29,7 @@ MUTANTS = [
         ),
         (
             116,
-            "if task.type == event.task_type and step.types[task.type].is_worker:",
+            "if task.type == event.task_type and task_type.is_worker and not is_done:",
             "if task.type == event.task_type and task.status is TaskStatus.SCHEDULED:",
         ),
         (226, "    header.last_retried_ms = step.at_ms\n    arm_all(step)", "    arm_all(step)"),

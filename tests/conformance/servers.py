@@ -27,6 +27,8 @@ ENVIRONMENT = {
     "CONDUCTOR_ENV_CONFORMANCE_JSON": '{"a": {"b": 7}}',
     "CONDUCTOR_SECRET_CONFORMANCE": "from-secret",
 }
+# The service that HTTP tasks call runs in the process of the tests.
+OURS = {"PODIUM_HTTP_LOOPBACK_ADDRESSES": "true"}
 
 
 @contextmanager
@@ -76,7 +78,7 @@ def podium(tree: Path | None = None) -> Iterator[Endpoint]:
             process = subprocess.Popen(
                 [sys.executable, "-m", "cluster", "serve", "--port", str(port), "--data", data],
                 cwd=source,
-                env=os.environ | ENVIRONMENT | {"PYTHONPATH": source},
+                env=os.environ | ENVIRONMENT | OURS | {"PYTHONPATH": source},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )

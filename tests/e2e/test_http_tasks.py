@@ -116,9 +116,9 @@ def test_an_error_fails_the_task_and_the_workflow(server: Server, service: HttpS
     shown = ended(server, begin(server, step({"uri": f"{service.url}/gone", "method": "GET"})))
     [task] = shown["tasks"]
     assert (shown["status"], task["status"]) == ("FAILED", "FAILED")
-    reason = 'Failed to invoke HTTP task due to: 404 Not Found: "no such thing"'
-    assert task["reasonForIncompletion"] == reason
-    assert task["outputData"] == {"response": '404 Not Found: "no such thing"'}
+    text = f'404 Not Found on GET request for "{service.url}/gone": "no such thing"'
+    assert task["reasonForIncompletion"] == f"Failed to invoke HTTP task due to: {text}"
+    assert task["outputData"] == {"response": text}
 
 
 @pytest.mark.parametrize(

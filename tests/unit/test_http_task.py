@@ -222,9 +222,10 @@ def test_headers_that_come_twice_are_lists(service: HttpService) -> None:
 
 def test_an_error_status_fails_with_its_text(service: HttpService) -> None:
     service.answer("/x", Answer(404, b"gone"), Answer(500, b""))
-    failed = call(f"{service.url}/x")
-    assert failed.reason == 'Failed to invoke HTTP task due to: 404 Not Found: "gone"'
-    assert failed.output == {"response": '404 Not Found: "gone"'}
+    failed = call(f"{service.url}/x?key=hush")
+    text = f'404 Not Found on GET request for "{service.url}/x": "gone"'
+    assert failed.reason == f"Failed to invoke HTTP task due to: {text}"
+    assert failed.output == {"response": text}
     assert call(f"{service.url}/x").output["response"].endswith(": [no body]")
 
 

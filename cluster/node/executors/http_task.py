@@ -69,7 +69,7 @@ class HttpTask(SystemTask):
         output = {"response": response}
         status = response["statusCode"]
         if status >= 400:
-            text = f"{status} {response['reasonPhrase']}: {_quoted(response['body'])}"
+            text = _error(request, response)
             reason = f"Failed to invoke {work.task_type} task due to: {text}"
             raise WorkFailed(reason, output={"response": text})
         if not 200 <= status < 300:
@@ -165,8 +165,12 @@ def _lists(response: ClientResponse) -> dict[str, list[str]]:
     return headers
 
 
-def _quoted(body: str | None) -> str:
-    return "[no body]" if body is None else f'"{body}"'
+def _error(request: HttpRequest, response: dict[str, Any]) -> str:
+    """As Conductor words it; what stands in the query may be a secret."""
+    body = "[no body]" if response["body"] is None else f'"{response["body"]}"'
+    uri = request.uri.partition("?")[0]
+    status = f"{response['statusCode']} {response['reasonPhrase']}"
+    return f'{status} on {request.method} request for "{uri}": {body}'
 
 
 def _parsed(body: str | None) -> Any:
