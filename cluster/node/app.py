@@ -57,6 +57,7 @@ from cluster.node.poll import PollDesk
 from cluster.node.poll_book import PollBook
 from cluster.node.router import Router
 from cluster.node.schedule_book import ScheduleBook
+from cluster.node.scheduler_switch import SchedulerSwitch
 from cluster.node.search import Search
 from cluster.node.succession import Succession
 from cluster.node.task_search import TaskSearch
@@ -273,6 +274,7 @@ class Node:
         )
         self._poll_book = PollBook(desk, stores.records, clock, is_shared=not is_alone)
         schedule_book = ScheduleBook(stores.records, clock, self.metrics)
+        self._switch = SchedulerSwitch(stores.records, clock, self.home.release_schedules)
         front = Front(
             settings=settings,
             stores=stores,
@@ -292,6 +294,7 @@ class Node:
             ),
             task_types=with_custom_types(system_tasks),
             desk=desk,
+            scheduler_is_off=lambda: self._switch.is_off,
             items=items,
             clock=clock,
             metrics=self.metrics,
@@ -345,6 +348,7 @@ class Node:
             desk=desk,
             jobs=self._jobs,
             schedule_book=schedule_book,
+            scheduler_switch=self._switch,
             queues=queues,
             search=stores.search,
             searches=searches,
@@ -422,6 +426,7 @@ class Node:
         """Be a node without the HTTP front until the context is left. ClusterError as above."""
         await self._limits.load()
         await self._metadata.read_task_defs()
+        await self._switch.read()
         incarnation = await self.succession.begin()
         async with asyncio.TaskGroup() as group:
             loops = [
@@ -434,6 +439,7 @@ class Node:
                     self._metadata.run(),
                     self._poll_book.run(),
                     self._jobs.run(),
+                    self._switch.run(),
                     self._executors.run(),
                     self._gauges.watch_lag(),
                 )

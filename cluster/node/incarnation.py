@@ -9,7 +9,7 @@ from cluster.engine.model import Execution
 from cluster.engine.step import Surroundings, TaskType
 from cluster.engine.views import failed_names
 from cluster.errors import Fenced, NotOwner
-from cluster.ids import ShardId, WorkflowId, shard_of
+from cluster.ids import ShardId, WorkflowId, is_schedule, shard_of
 from cluster.logs import get_log
 from cluster.metrics import Metrics
 from cluster.node import wire
@@ -66,6 +66,7 @@ class Front:
     outside: Outside
     task_types: Mapping[str, TaskType]
     desk: PollDesk
+    scheduler_is_off: Callable[[], bool]
     items: wire.QueueItems
     clock: Clock
     metrics: Metrics
@@ -86,6 +87,11 @@ class Home:
     def keys(self) -> Keys:
         """The idempotency keys of these shards. NotOwner as well."""
         return self._present().keys
+
+    def release_schedules(self) -> None:
+        """The scheduler was resumed: what was due meanwhile is due now."""
+        if self.incarnation is not None:
+            self.incarnation.release_schedules()
 
     def has_room(self, share: int = 1) -> bool:
         """That of the incarnation; while there is none, requests wait at the router."""
@@ -194,6 +200,7 @@ class Incarnation:
         )
         self._dispatcher.shards = self.shards
         self._timers.fire = self.shards.deliver
+        self._timers.holds = self._is_held
         self._recovery = Recovery(
             self.shards,
             residents=self.residents,
@@ -322,6 +329,10 @@ class Incarnation:
             for wait in waits:
                 wait.cancel()
 
+    def release_schedules(self) -> None:
+        """Have schedules go on that the switch of the scheduler has held."""
+        self._timers.release()
+
     def recover(self, shards: Collection[ShardId]) -> None:
         """Have the open workflows of shards issue their effects again, in the background."""
         self._unrecovered.update(shards)
@@ -437,6 +448,9 @@ class Incarnation:
             schedule_jitter_ms=settings.schedule_jitter_ms,
             messages_max=settings.workflow_messages_max,
         )
+
+    def _is_held(self, workflow_id: WorkflowId) -> bool:
+        return is_schedule(workflow_id) and self._front.scheduler_is_off()
 
     def _is_polled(self, task_type: str, domain: str, at_ms: int) -> bool:
         poll = self._front.desk.last_poll(task_type, domain)

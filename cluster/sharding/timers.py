@@ -39,7 +39,10 @@ class Timers:
         self._unread: set[ShardId] = set()
         self._reading: ShardId | None = None
         self._have_unread = asyncio.Event()
+        self._held: set[WorkflowId] = set()
         self.fire: Callable[[WorkflowId, TimerFired], Awaitable[None]]
+        self.holds: Callable[[WorkflowId], bool] = lambda _: False
+        """Whether something that is due has to wait for `release`."""
 
     def serve(self, shards: Iterable[ShardId]) -> None:
         """Fire for these shards too; what is due soon is read at once."""
@@ -53,6 +56,7 @@ class Timers:
         self._unread.difference_update(shards)
         for workflow_id in [one for one in self._due if not is_served(one)]:
             del self._due[workflow_id]
+        self._held = {one for one in self._held if is_served(one)}
 
     def has_read(self, shard: ShardId) -> bool:
         """Whether what is due soon on this shard has been read since it is served."""
@@ -60,6 +64,7 @@ class Timers:
 
     def arm(self, workflow_id: WorkflowId, due_ms: int) -> None:
         """Fire at `due_ms`, in place of what was armed for this workflow."""
+        self._held.discard(workflow_id)
         if due_ms - self._clock.now_ms() > HORIZON_MS:
             self._due.pop(workflow_id, None)
             return
@@ -73,12 +78,20 @@ class Timers:
         if due_ms - self._clock.now_ms() > HORIZON_MS // 2:
             # It may still be in the open set only; it is read well before it is due.
             return True
+        if workflow_id in self._held:
+            return True
         armed_ms = self._due.get(workflow_id)
         return armed_ms is not None and armed_ms <= due_ms
 
     def forget(self, workflow_id: WorkflowId) -> None:
         """The workflow has ended."""
         self._due.pop(workflow_id, None)
+        self._held.discard(workflow_id)
+
+    def release(self) -> None:
+        """Fire what was held."""
+        for workflow_id in tuple(self._held):
+            self.arm(workflow_id, self._clock.now_ms())
 
     async def run(self) -> None:
         """Fire what is due until cancelled."""
@@ -91,6 +104,9 @@ class Timers:
                     due_ms, workflow_id = heappop(self._heap)
                     if self._due.get(workflow_id) == due_ms:
                         del self._due[workflow_id]
+                        if self.holds(workflow_id):
+                            self._held.add(workflow_id)
+                            continue
                         await slots.acquire()
                         group.create_task(self._fire(workflow_id, due_ms, slots))
                 await self._sleep()

@@ -43,6 +43,9 @@ FIRINGS_MAX = 32
 KEPT_MAX = 100
 """Executions of one schedule on record."""
 
+_KEPT_FIELDS = ("tags", "createdBy")
+"""What stays when a schedule is saved anew without it."""
+
 ScheduleEvent = (
     ScheduleSaved
     | SchedulePaused
@@ -80,10 +83,11 @@ def on_event(step: Step, event: ScheduleEvent) -> None:
         case ScheduleSaved():
             _check(state)
             _fire_due(step, state)
-            before, was_paused = timing_of(execution.workflow_input()), state.paused
-            execution.set_input(event.saved)
+            before, was_paused = execution.workflow_input(), state.paused
+            kept = {key: before[key] for key in _KEPT_FIELDS if key in before}
+            execution.set_input(payloads.dump({**kept, **payloads.load(event.saved)}))
             _save(step, state)
-            if was_paused or timing_of(execution.workflow_input()) != before:
+            if was_paused or timing_of(execution.workflow_input()) != timing_of(before):
                 _plan(step, state)
         case SchedulePaused():
             _check(state)

@@ -20,11 +20,6 @@ GET    /api/queue/
 GET    /api/queue/size
 POST   /api/queue/update/{workflowId}/task/{taskId}/{status}
 POST   /api/queue/update/{workflowId}/{ref}/{status}
-GET    /api/scheduler/admin/pause
-GET    /api/scheduler/admin/requeue
-GET    /api/scheduler/admin/resume
-GET    /api/scheduler/schedules/search
-GET    /api/scheduler/search/executions
 GET    /api/secrets
 POST   /api/secrets
 GET    /api/tasks/external-storage-location

@@ -12,6 +12,7 @@ from cluster.node.overview import Overview
 from cluster.node.poll import PollDesk
 from cluster.node.router import Router
 from cluster.node.schedule_book import ScheduleBook
+from cluster.node.scheduler_switch import SchedulerSwitch
 from cluster.node.search import Search
 from cluster.node.task_search import TaskSearch
 from cluster.settings import Settings
@@ -29,6 +30,7 @@ class Services:
     desk: PollDesk
     jobs: BulkJobs
     schedule_book: ScheduleBook
+    scheduler_switch: SchedulerSwitch
     queues: TaskQueues
     search: SearchIndex
     searches: Search
