@@ -395,7 +395,7 @@ def test_a_second_request_cannot_be_smuggled_in(server: Server) -> None:
         ("POST", "/api/token", 404),
         ("POST", "/api/workflow/test", 501),
         ("GET", "/api/event", 501),
-        ("GET", "/api/scheduler/schedules", 501),
+        ("GET", "/api/scheduler/schedules/none", 404),
     ],
 )
 def test_paths_that_are_not_served(server: Server, method: str, path: str, status: int) -> None:
