@@ -96,7 +96,7 @@ def test_what_is_wrong_is_refused_by_field(tmp_path: Path) -> None:
             "cronExpression",
             "startWorkflowRequest.name",
         }
-        bounds = {"scheduleStartTime": 2_000, "scheduleEndTime": 1_000}
+        bounds: dict[str, Any] = {"scheduleStartTime": 2_000, "scheduleEndTime": 1_000}
         assert set(faults(schedule("a", **bounds))) == {"scheduleEndTime"}
         assert set(faults(schedule("a\n"))) == {"name"}
         server.refused("POST", "/api/scheduler/schedules", 400, content=b"[]")
