@@ -8,7 +8,7 @@ import pytest
 
 from cluster.engine import payloads
 from cluster.engine.events import ScheduleDeleted, SchedulePaused, ScheduleResumed
-from cluster.engine.schedules import shown, state_of
+from cluster.engine.schedules import keep_state, shown, state_of
 from cluster.engine.tasks.schedule import KEPT_MAX
 from cluster.errors import ClusterError, NotFound
 from cluster.ids import schedule_id
@@ -256,6 +256,34 @@ def test_one_that_is_deleted_is_gone_and_may_come_again() -> None:
         assert await listed(life) == [NAME]
         assert (await show(life))["createTime"] > first_ms
         assert (await instants(life))[2:] == [second_ms, second_ms + 1000]
+
+    in_one_life(test)
+
+
+def test_one_that_takes_the_place_of_a_deleted_one_stays() -> None:
+    async def test(life: Life) -> None:
+        await save(life)
+        await life.router.change_schedule(NAME, ScheduleDeleted(now_ms()))
+        await save(life)
+        await asyncio.sleep(2.5)
+        life.parts.residents.drop(await life.router.schedule(NAME))
+        assert (await show(life))["name"] == NAME
+
+    in_one_life(test)
+
+
+def test_an_instant_that_was_decided_is_not_planned_again() -> None:
+    """The clock of the next owner may be behind."""
+
+    async def test(life: Life) -> None:
+        await save(life)
+        await asyncio.sleep(2)
+        execution = await life.router.schedule(NAME)
+        state = state_of(execution)
+        ahead_ms = state.last_ms = now_ms() + 60_000
+        keep_state(execution, state)
+        await save(life, cron="*/5 * * * * *")
+        assert (await show(life))["nextRunTime"] > ahead_ms
 
     in_one_life(test)
 
