@@ -151,7 +151,6 @@ class Incarnation:
             on_committed=self.checkpoint.add,
             on_lost=self.lose,
             entry_bytes_max=settings.log_entry_bytes,
-            gathers=not settings.is_alone,
         )
         self.lease = LeaseKeeper(
             front.leases,

@@ -30,9 +30,12 @@ and more of that goes into one append. Turns are short when there is little to d
 benchmark took 1.4 appends instead of 2.3 per workflow, and a tenth less CPU."""
 
 _GATHERING_S_MAX = 0.003
-"""With `gathers`: for this long at most, and for as long as the append took, the next one waits for
-those who were just answered to ask again. To a server a request is as much work as ten transitions.
-Nobody waits for more than were there last time, so a lone client is never held up."""
+"""For this long at most, and for as long as the append took, the next one waits for those who were
+just answered to ask again: an append is as much work as ten transitions. Nobody waits for more than
+were there last time, so a lone client is never held up."""
+
+_UNASKED_S = 0.005
+"""For this long an entry that nobody waits for (notes of polls) waits for one who does."""
 
 _FORMAT = b"\x01"
 _ENCODER = msgspec.msgpack.Encoder()
@@ -84,7 +87,6 @@ class CommitLog(Generic[E]):
         entry_bytes_max: int = ENTRY_BYTES_MAX,
         deadline_ms: int = 10_000,
         attempt_ms: int = 2_000,
-        gathers: bool = False,
     ) -> None:
         self._store = store
         self._log = log
@@ -95,7 +97,6 @@ class CommitLog(Generic[E]):
         self._entry_bytes_max = entry_bytes_max
         self._deadline_ms = deadline_ms
         self._attempt_ms = attempt_ms
-        self._gathers = gathers
         self._entries = metrics.commit_log_entries.of()
         self._bytes = metrics.commit_log_bytes.of()
         self._group_size = metrics.commit_log_transitions.of()
@@ -105,7 +106,7 @@ class CommitLog(Generic[E]):
         self._pending: dict[int, _Entry[E]] = {}
         self._wake: asyncio.Future[None] | None = None
         self._complete: asyncio.Future[None] | None = None
-        self._waiters_expected = 0
+        self._waiters_expected = self._waiters_wanted = 0
         self._gather_until_s = 0.0
         # Asked for once: to look up the running loop costs a system call.
         self._loop = asyncio.get_running_loop()
@@ -149,7 +150,7 @@ class CommitLog(Generic[E]):
         waiter = self._loop.create_future()
         waiters = self._pending[position].waiters
         waiters.append(waiter)
-        if self._complete is not None and len(waiters) >= self._waiters_expected:
+        if self._complete is not None and len(waiters) >= self._waiters_wanted:
             self._end_gathering()
         await waiter
 
@@ -176,8 +177,7 @@ class CommitLog(Generic[E]):
                     await self._gather()
                 else:
                     took_s = await self._append(entry)
-                    if self._gathers:
-                        self._expect(entry, took_s)
+                    self._expect(entry, took_s)
                     self._acknowledge(entry)
                     for _ in range(_GATHERING_TURNS):
                         await asyncio.sleep(0)
@@ -211,14 +211,21 @@ class CommitLog(Generic[E]):
         self._gather_until_s = self._loop.time() + min(took_s, _GATHERING_S_MAX)
 
     async def _gather(self) -> None:
-        """Wait for those who are expected, if there is anything to append and time left."""
-        gathering, now_s = self._gathering, self._loop.time()
-        if gathering is None or self._full or now_s >= self._gather_until_s:
+        """Wait for those who are expected; if nobody has come, a little for anybody."""
+        await self._wait_for(self._waiters_expected, self._gather_until_s)
+        if self._gathering is not None and not self._gathering.waiters:
+            await self._wait_for(1, self._loop.time() + _UNASKED_S)
+
+    async def _wait_for(self, waiters: int, until_s: float) -> None:
+        """Until so many wait for the gathering entry, if there is one, or it is full."""
+        gathering = self._gathering
+        if gathering is None or self._full or len(gathering.waiters) >= waiters:
             return
-        if len(gathering.waiters) >= self._waiters_expected:
+        if self._loop.time() >= until_s:
             return
+        self._waiters_wanted = waiters
         self._complete = self._loop.create_future()
-        timer = self._loop.call_at(self._gather_until_s, self._end_gathering)
+        timer = self._loop.call_at(until_s, self._end_gathering)
         try:
             await self._complete
         finally:

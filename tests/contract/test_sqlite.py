@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -129,6 +130,27 @@ async def test_every_commit_is_synced(database: Database) -> None:
         return [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
 
     assert await database.write(pragmas) == ["wal", 2]
+
+
+async def test_the_log_takes_no_locks_and_is_read_by_its_writer(path: Path) -> None:
+    own = log_id("a")
+    async with open_sqlite(path, shard_count=4) as stores:
+        await stores.logs.create(own)
+        # Only who shares a WAL with others needs an index of it that others can see.
+        assert path.with_name("podium.db-shm").exists()
+        assert not path.with_name("podium-log.db-shm").exists()
+        with (
+            closing(sqlite3.connect(path.with_name("podium-log.db"), timeout=0)) as other,
+            pytest.raises(sqlite3.OperationalError, match="locked"),
+        ):
+            other.execute("SELECT * FROM fences")
+        appends = [stores.logs.append(own, position, b"entry") for position in range(1, 9)]
+        fence, *_ = await asyncio.gather(stores.logs.fence(own), *appends)
+        assert fence is not None
+        assert fence.open
+        read = await stores.logs.read(own, after=0, upto=99, bytes_max=1 << 20)
+        assert [position for position, _ in read] == list(range(1, 9))
+        assert list(await stores.logs.logs()) == [own]
 
 
 async def test_work_that_raises_takes_nothing_else_with_it(database: Database) -> None:

@@ -22,12 +22,19 @@ pytestmark = pytest.mark.asyncio
 
 LOG = LogId("node/1")
 ONE = workflow_id()
+UNASKED = "cluster.sharding.commit_log._UNASKED_S"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_waits_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is put goes out, but in the tests that are about just this."""
+    monkeypatch.setattr(UNASKED, 0.0)
 
 
 class Node:
     """A commit log over a store, and all that it called back, in order."""
 
-    def __init__(self, store: MemoryLogStore, *, gathers: bool = False, **options: int) -> None:
+    def __init__(self, store: MemoryLogStore, **options: int) -> None:
         self.store = store
         self.heard: list[object] = []
         self.lost: list[Fenced] = []
@@ -39,7 +46,6 @@ class Node:
             send=self.heard.append,
             on_committed=self._on_committed,
             on_lost=self.lost.append,
-            gathers=gathers,
             **options,
         )
 
@@ -52,10 +58,8 @@ class Node:
 
 
 @asynccontextmanager
-async def running(
-    store: MemoryLogStore, *, gathers: bool = False, **options: int
-) -> AsyncIterator[Node]:
-    node = Node(store, gathers=gathers, **options)
+async def running(store: MemoryLogStore, **options: int) -> AsyncIterator[Node]:
+    node = Node(store, **options)
     await store.create(LOG)
     run = asyncio.create_task(node.log.run())
     await turn()
@@ -150,7 +154,7 @@ async def test_who_was_answered_has_time_to_ask_again(monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         "cluster.sharding.commit_log.stopwatch_s", partial(next, itertools.count(0, 10))
     )
-    async with running(HeldLogStore(), gathers=True) as node:
+    async with running(HeldLogStore()) as node:
         assert isinstance(node.store, HeldLogStore)
 
         async def ask(data: bytes) -> None:
@@ -174,12 +178,48 @@ async def test_who_was_answered_has_time_to_ask_again(monkeypatch: pytest.Monkey
         await asyncio.gather(other, *again)
 
 
+async def test_what_nobody_waits_for_goes_with_the_next_that_somebody_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(UNASKED, 3600.0)
+    async with running(HeldLogStore()) as node:
+        assert isinstance(node.store, HeldLogStore)
+        node.put(b"note", "arm")
+        await turn()
+        assert node.store.tried == []
+        asked = asyncio.create_task(node.log.committed(node.put(b"result")))
+        await turn()
+        assert [rows_of(entry) for _, entry in node.store.tried] == [[b"note", b"result"]]
+        node.put(b"another note")
+        node.store.let_through()
+        await asked
+        await turn()
+        assert len(node.store.tried) == 1
+        # Whoever looks at it is one that waits.
+        looked = asyncio.create_task(node.log.drain())
+        await turn()
+        assert len(node.store.tried) == 2
+        node.store.let_through()
+        await looked
+
+
+async def test_what_nobody_waits_for_goes_out_on_its_own_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(UNASKED, 0.01)
+    async with running(MemoryLogStore()) as node:
+        node.put(b"note", "arm")
+        while not node.heard:
+            await turn()
+        assert node.heard == [1, ["arm"]]
+
+
 async def test_one_alone_is_never_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.sharding.commit_log._GATHERING_S_MAX", 10.0)
     monkeypatch.setattr(
         "cluster.sharding.commit_log.stopwatch_s", partial(next, itertools.count(0, 10))
     )
-    async with running(HeldLogStore(), gathers=True) as node:
+    async with running(HeldLogStore()) as node:
         assert isinstance(node.store, HeldLogStore)
         for count in range(1, 4):
             asked = asyncio.create_task(node.log.committed(node.put(b"x")))
@@ -190,7 +230,7 @@ async def test_one_alone_is_never_held_up(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_who_was_answered_is_not_waited_for_longer_than_the_append_took() -> None:
-    async with running(HeldLogStore(), gathers=True) as node:
+    async with running(HeldLogStore()) as node:
         assert isinstance(node.store, HeldLogStore)
         first = asyncio.create_task(node.log.committed(node.put(b"1")))
         await turn()

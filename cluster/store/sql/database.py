@@ -61,8 +61,9 @@ class Database:
     def __init__(self, path: Path, *, readers: int) -> None:
         self._path = path
         self._loop = asyncio.get_running_loop()
+        self._is_exclusive = not readers
         self._writes: _Queue = SimpleQueue()
-        self._reads: _Queue = SimpleQueue()
+        self._reads: _Queue = SimpleQueue() if readers else self._writes
         self._threads = [self._thread("writer", self._write_loop, self._writes)]
         for number in range(readers):
             self._threads.append(self._thread(f"reader-{number}", self._read_loop, self._reads))
@@ -71,6 +72,8 @@ class Database:
     async def open(cls, path: Path, schema: Work[None], *, readers: int) -> "Database":
         """Open or create the file and bring its schema up to date.
 
+        `readers` 0: the writer reads too, and keeps the file to itself. SQLite then takes no locks
+        (six system calls per commit) and shares no index of its WAL with anybody.
         StoreFault: the file cannot be opened; or what `schema` raises.
         """
         database = cls(path, readers=readers)
@@ -96,7 +99,8 @@ class Database:
         return await self._submit(self._writes, work, is_one_statement=True)
 
     async def read(self, work: Work[T]) -> T:
-        """Run `work`, which only reads, on a reader thread; it sees all completed writes."""
+        """Run `work`, which only reads, beside the writer if there are readers; it sees all
+        completed writes."""
         return await self._submit(self._reads, work, is_one_statement=False)
 
     async def close(self) -> None:
@@ -167,6 +171,8 @@ class Database:
         if is_reader:
             connection.execute("PRAGMA query_only = ON")
         else:
+            if self._is_exclusive:
+                connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
             connection.execute("PRAGMA journal_mode = WAL")
             # FULL syncs the WAL at every commit: what was acknowledged survives a power cut.

@@ -39,7 +39,7 @@ async def open_sqlite(path: Path, *, shard_count: int) -> AsyncIterator[Stores]:
         stack.push_async_callback(data.close)
         searches = Database(path, readers=1)
         stack.push_async_callback(searches.close)
-        log = await Database.open(log_path, partial(bring_up_to_date, steps=LOG_STEPS), readers=1)
+        log = await Database.open(log_path, partial(bring_up_to_date, steps=LOG_STEPS), readers=0)
         stack.push_async_callback(log.close)
         shards = SqlShardTable(log)
         await shards.create(shard_count)
