@@ -315,9 +315,9 @@ class Owner:
 
     # -- events and reads
 
-    async def submit(self, workflow_id: WorkflowId, event: Event) -> None:
-        """Decide an event; returns when what it rests on is durable."""
-        await self.shards.apply(workflow_id, event)
+    def submit(self, workflow_id: WorkflowId, event: Event) -> Awaitable[None]:
+        """Decide an event; done when what it rests on is durable."""
+        return self.shards.apply(workflow_id, event)
 
     async def deliver(self, workflow_id: WorkflowId, event: Event) -> None:
         """The same for an order of another shard: nothing that it sets going is waited for."""

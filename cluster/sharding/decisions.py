@@ -6,8 +6,8 @@ log, so it is durable together with it or not at all. Nothing here waits.
 
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
 
+import msgspec
 from msgspec.structs import replace
 
 from cluster.clock import stopwatch_s
@@ -44,8 +44,7 @@ from cluster.store.queue_ports import QueueItem
 log = get_log(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
+class Sent(msgspec.Struct, frozen=True, gc=False):
     """An effect on its way out, after the commit of the step it came from."""
 
     workflow_id: WorkflowId
@@ -55,14 +54,13 @@ class Sent:
     """Where a QueueItem goes."""
 
 
-@dataclass(slots=True)
-class _Transaction:
+class _Transaction(msgspec.Struct):
     """One transition: every execution it touches, and the effects in order."""
 
-    touched: dict[str, Execution] = field(default_factory=dict)
-    created: list[Execution] = field(default_factory=list)
-    effects: list[Sent] = field(default_factory=list)
-    scripts: list[Sent] = field(default_factory=list)
+    touched: dict[str, Execution] = {}
+    created: list[Execution] = []
+    effects: list[Sent] = []
+    scripts: list[Sent] = []
     """They read and change nothing outside, so they run while the commit is on its way."""
 
 

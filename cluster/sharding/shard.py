@@ -137,9 +137,9 @@ class Shards:
         NotFound: no such workflow. Raises what `decide` raises for commands that do not fit, and
         Unavailable or Fenced when the outcome is unknown.
         """
-        self._own(workflow_id)
         execution = self.residents.executions.get(workflow_id)
         if execution is None:
+            self._own(workflow_id)
             execution = await self._find(workflow_id)
         if isinstance(event, TaskUpdated):
             count_conflict(self._metrics, execution, event)
