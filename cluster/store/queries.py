@@ -194,8 +194,9 @@ def _number(text: str) -> int | float | None:
     return int(text) if _INTEGER.fullmatch(text) else float(text)
 
 
-_INTEGER = re.compile(r"-?[0-9]+")
-_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
+# With zeros in front it is no number but a code.
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
 
 
 @lru_cache(maxsize=1024)
