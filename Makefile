@@ -16,7 +16,7 @@ MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run cluster test check contract guard guard-record conformance conformance-record conformance-mutants e2e chaos chaos-cluster fence-race simulation simulation-mutants soak bench bench-ci bench-embedded bench-compare bench-micro bench-budget bench-stores million open-workflows open-cost services lock clean
+.PHONY: help setup run cluster test check contract guard guard-record conformance conformance-record conformance-mutants e2e chaos chaos-cluster fence-race simulation simulation-mutants soak bench bench-ci bench-embedded bench-compare bench-micro bench-budget bench-stores bench-search million open-workflows open-cost services lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -107,6 +107,10 @@ bench-budget: setup services ## where the CPU of a workflow goes, stage by stage
 
 bench-stores: setup services ## requests, bytes and CPU that Cassandra costs per append and checkpoint; next to nothing else
 	@$(BIN)/python bench/stores.py
+
+bench-search: setup services ## first pages of searches over stored workflows, SQLite and Cassandra; next to nothing else (COUNT=1000000)
+	@$(BIN)/python -m bench.search --count $(or $(COUNT),1000000)
+	@$(BIN)/python -m bench.search --count $(or $(COUNT),1000000) --store cassandra
 
 million: setup services ## a million open workflows, injuries under them, an account of every one; next to nothing else (COUNT=1000000)
 	@$(BIN)/python -m bench.million --count $(or $(COUNT),1000000)
