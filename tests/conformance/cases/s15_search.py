@@ -145,9 +145,8 @@ def only_those_at_the_top(server: Server) -> Json:
 @rule(269)
 def tasks_are_found_by_fields(server: Server) -> Json:
     runs = some_runs(server)
-    server.until(
-        lambda: total(server, "status = 'COMPLETED' AND taskType = '~a'", "tasks/search") == 1
-    )
+    done = "taskType = '~a' AND status = 'COMPLETED'"
+    server.until(lambda: total(server, done, "tasks/search") == 1)
     counts = [
         total(server, query, "tasks/search")
         for query in (
