@@ -136,9 +136,9 @@ async def nothing() -> None:
 
 
 async def pages(
-    stores: Stores, population: Population, count: int, searches: int
+    stores: Stores, population: Population, count: int, searches: int, sent: Callable[[], int]
 ) -> dict[str, dict[str, float]]:
-    """Times of first pages, in ms, by what was asked for."""
+    """Times of first pages, in ms, by what was asked for; and what a page takes of requests."""
     search = Search(stores.search, stores.executions, nothing)
 
     def by_status_and_type() -> str:
@@ -160,7 +160,7 @@ async def pages(
     found: dict[str, dict[str, float]] = {}
     for kind, query in asked.items():
         times_ms: list[float] = []
-        hits = 0
+        hits, sent_before = 0, sent()
         for _ in range(searches if kind in list(asked)[:3] else max(1, searches // 10)):
             text = query()
             began_s = time.monotonic()
@@ -175,6 +175,7 @@ async def pages(
             "p50 ms": statistics.median(times_ms),
             "p99 ms": times_ms[min(len(times_ms) - 1, len(times_ms) * 99 // 100)],
             "results": hits / len(times_ms),
+            "requests": (sent() - sent_before) / len(times_ms),
         }
         shown = ", ".join(f"{name} {value:.1f}" for name, value in found[kind].items())
         print(f"  {kind}: {shown}", flush=True)
@@ -210,17 +211,21 @@ async def _seen(index: SearchIndex, query: Query) -> None:
         await asyncio.sleep(0.005)
 
 
-async def measure(stores: Stores, count: int, searches: int, *, by_slot: bool) -> dict[str, Any]:
+async def measure(
+    stores: Stores, count: int, searches: int, *, by_slot: bool, sent: Callable[[], int]
+) -> dict[str, Any]:
     population = Population()
     took_s = await fill(stores, population, count, by_slot=by_slot)
     print(f"  {count} workflows written in {took_s:.0f} s", flush=True)
-    found = await pages(stores, population, count, searches)
+    found = await pages(stores, population, count, searches, sent)
     return {"written s": took_s, "pages": found}
 
 
 @asynccontextmanager
-async def cassandra(stack: ExitStack, folder: Path) -> AsyncIterator[tuple[Stores, str]]:
-    """The stores in a Cassandra of its own, and where that is."""
+async def cassandra(
+    stack: ExitStack, folder: Path
+) -> AsyncIterator[tuple[Stores, Callable[[], int]]]:
+    """The stores in a Cassandra of its own, and how many requests it was sent."""
     ring = Ring(folder, options=Options(heap="1g", die_with_starter=True))
     stack.callback(ring.stop)
     ring.start()
@@ -230,7 +235,7 @@ async def cassandra(stack: ExitStack, folder: Path) -> AsyncIterator[tuple[Store
         await schema.apply(session, url.keyspace, {})
         yield (
             await asyncio.to_thread(stores_of, session, SHARD_COUNT, CLOCK, RANDOM),
-            f"cassandra://{node.host}:{node.port}/{url.keyspace}",
+            lambda: session.requests,
         )
 
 
@@ -238,10 +243,14 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="podium-search-")))
         if options.store == "cassandra":
-            async with cassandra(stack, folder / "cassandra") as (stores, _):
-                return await measure(stores, options.count, options.searches, by_slot=True)
+            async with cassandra(stack, folder / "cassandra") as (stores, sent):
+                return await measure(
+                    stores, options.count, options.searches, by_slot=True, sent=sent
+                )
         async with open_sqlite(folder / "podium.db", shard_count=SHARD_COUNT) as stores:
-            result = await measure(stores, options.count, options.searches, by_slot=False)
+            result = await measure(
+                stores, options.count, options.searches, by_slot=False, sent=lambda: 0
+            )
         result["index behind"] = await lag({"data_dir": str(folder / "lag")})
         print(f"  index behind its node: {result['index behind']}", flush=True)
         return result
