@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import orjson
 
-from cluster.errors import ClusterError, InvalidRequest, NotFound
+from cluster.errors import ClusterError, InvalidRequest, NotFound, Violation
 from cluster.ids import WorkflowId, parse_workflow_id
 from cluster.node import wire, wire_search
-from cluster.node.api.bodies import read, reader
+from cluster.node.api.bodies import invalid, read, reader
 from cluster.node.api.bulk import checked_ids
 from cluster.node.api.services import Services
 from cluster.node.middleware import JSON, Answer, Call, Route
@@ -50,10 +50,10 @@ class SearchApi:
         self._tasks = services.task_searches
 
     async def workflows(self, call: Call) -> Answer:
-        return _summaries(await self._workflows(call))
+        return _summaries(await self._workflows(call, "searchWorkflows"))
 
     async def whole_workflows(self, call: Call) -> Answer:
-        return await self._whole(await self._workflows(call))
+        return await self._whole(await self._workflows(call, "searchWorkflowsV2"))
 
     async def workflows_by_tasks(self, call: Call) -> Answer:
         return _summaries(await self._by_tasks(call))
@@ -98,7 +98,7 @@ class SearchApi:
 
     # -- what is asked for
 
-    async def _workflows(self, call: Call) -> Hits:
+    async def _workflows(self, call: Call, method: str) -> Hits:
         condition = _condition(call, WORKFLOW)
         classifiers = [
             name for value in call.all_of("classifier") for name in value.split(",") if name
@@ -108,13 +108,13 @@ class SearchApi:
             condition = AllOf((condition, wanted))
         if call.flag("topLevelOnly", default=False):
             condition = AllOf((condition, Comparison("parentWorkflowId", "IS NULL")))
-        start, size = _page(call, "workflows")
+        start, size = _page(call, method)
         query = Query(condition, parse_sort(call.text("sort") or "", WORKFLOW))
         return await self._search.workflows(query, start=start, size=size)
 
     async def _by_tasks(self, call: Call) -> Hits:
         condition = _condition(call, TASK)
-        start, size = _page(call, "workflows")
+        start, size = _page(call, "searchWorkflowsByTasks")
         ids, is_partial = await self._tasks.workflows(condition, now_ms=self._clock.now_ms())
         sort = parse_sort(call.text("sort") or "", WORKFLOW)
         wanted = Query(Comparison("workflowId", "IN", tuple(ids)), sort)
@@ -122,7 +122,7 @@ class SearchApi:
         return found._replace(is_partial=is_partial)
 
     async def _found_tasks(self, call: Call, now_ms: int) -> FoundTasks:
-        start, size = _page(call, "tasks")
+        start, size = _page(call, "searchTasks")
         text = call.text("sort")
         query = Query(_condition(call, TASK), parse_sort(text, TASK) if text else BY_SCHEDULED)
         return await self._tasks.tasks(query, start=start, size=size, now_ms=now_ms)
@@ -165,10 +165,13 @@ def _condition(call: Call, fields: Fields) -> Condition:
     return asked[0] if len(asked) == 1 else AllOf(asked)
 
 
-def _page(call: Call, what: str) -> tuple[int, int]:
+def _page(call: Call, method: str) -> tuple[int, int]:
+    """(start, size); `method` is Conductor's, which its answer names."""
     start, size = call.integer("start", 0), call.integer("size", _SIZE)
     if size > SIZE_MAX:
-        raise InvalidRequest(f"Cannot return more than {SIZE_MAX} {what}. Please use pagination.")
+        what = "tasks" if method == "searchTasks" else "workflows"
+        text = f"Cannot return more than {SIZE_MAX} {what}. Please use pagination."
+        raise invalid(Violation(f"{method}.arg1", text, str(size)))
     if start < 0 or size < 0:
         raise InvalidRequest("start and size must not be negative")
     if start >= HITS_MAX:
