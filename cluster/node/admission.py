@@ -38,6 +38,12 @@ READS = frozenset(
         ("GET", "/api/workflow/running/{name}"),
         ("GET", "/api/workflow/{name}/correlated/{correlationId}"),
         ("POST", "/api/workflow/{name}/correlated"),
+        ("GET", "/api/workflow/search"),
+        ("GET", "/api/workflow/search-v2"),
+        ("GET", "/api/workflow/search-by-tasks"),
+        ("GET", "/api/workflow/search-by-tasks-v2"),
+        ("GET", "/api/tasks/search"),
+        ("GET", "/api/tasks/search-v2"),
         ("GET", "/api/tasks/{taskId}"),
         ("GET", "/api/tasks/{taskId}/log"),
     }
