@@ -293,6 +293,7 @@ class Node:
                 input_bytes_max=settings.workflow_payload_bytes_max,
             ),
             task_types=with_custom_types(system_tasks),
+            tell_moved=self._router.tell_moved,
             desk=desk,
             scheduler_is_off=lambda: self._switch.is_off,
             items=items,
@@ -309,6 +310,7 @@ class Node:
         )
         self._edge = Edge(self.metrics, body_bytes_max=settings.body_bytes_max, admission=admission)
         self._router.drains_by(self.succession.drain)
+        self._router.hears_by(self.succession.hear_of)
         overview = Overview(
             stores.shards,
             routes,

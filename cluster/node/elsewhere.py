@@ -58,6 +58,15 @@ class Elsewhere:
         )
         return operation.decode_value(value)
 
+    def heard_of(self, shard: ShardId) -> int:
+        """How often another owner of a shard was heard of: to be asked for before a call."""
+        return self._routes.heard_of(shard)
+
+    async def moved(self, shard: ShardId, heard: int, wait_ms: int) -> None:
+        """Wait until more is heard of a shard than that; for so long at most, then look."""
+        if not await self._routes.moved(shard, heard, wait_ms):
+            await self.refresh()
+
     async def refresh(self) -> None:
         """Look again who owns what."""
         try:

@@ -65,6 +65,8 @@ class Front:
     plans: Plans
     outside: Outside
     task_types: Mapping[str, TaskType]
+    tell_moved: Callable[[Sequence[ShardRow], LogId | None], None]
+    """Has the node of a log, or all others, hear of shards that have another owner now."""
     desk: PollDesk
     scheduler_is_off: Callable[[], bool]
     items: wire.QueueItems
@@ -249,6 +251,7 @@ class Incarnation:
             front.routes,
             node_id=settings.node_id,
             describe=describe_replayed,
+            tell=front.tell_moved,
             clock=clock,
             metrics=metrics,
             ttl_ms=settings.lease_ttl_ms,
@@ -313,6 +316,9 @@ class Incarnation:
         self._unrecovered.difference_update(shards)
         await self.finish()
         self._dispatcher.forget_unheard()
+
+    async def forget(self, shards: Collection[ShardId]) -> None:
+        """Drop what is in memory of shards that were given up; before they are served again."""
         await self.residents.forget(shards)
         self.keys.forget_unless(self.shards.is_served)
 

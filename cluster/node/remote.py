@@ -19,6 +19,7 @@ from cluster.node.link import LinkCall
 from cluster.node.link_faults import Fault, fault_of
 from cluster.node.many import Refusals, in_lanes, submit_many
 from cluster.node.owner import Owner, RerunRequest, StartWorkflow
+from cluster.store.ports import ShardRow
 
 _AHEAD_MS_MAX = 60_000
 """An id may have been drawn by a clock that is ahead of this one, but not by more."""
@@ -124,6 +125,8 @@ class Here:
         self._shard_count = shard_count
         self.drain: Callable[[], Awaitable[None]]
         """Begins to hand this node's shards over."""
+        self.heard: Callable[[Sequence[ShardRow]], None]
+        """Another node tells of shards that have another owner now."""
 
     def shard_of(self, workflow_id: WorkflowId) -> ShardId:
         return shard_of(workflow_id, shard_count=self._shard_count)
@@ -272,6 +275,10 @@ async def _drain(at: Here) -> None:
     await at.drain()
 
 
+async def _moved(at: Here, rows: list[ShardRow]) -> None:
+    at.heard(rows)
+
+
 def _refuse_far_ahead(workflow_id: WorkflowId, now_ms: int) -> None:
     if time_of(workflow_id) > now_ms + _AHEAD_MS_MAX:
         # Not the caller's fault, for nodes draw ids; and clocks that are off are put right.
@@ -303,13 +310,14 @@ NOTE = Operation(_note, takes=tuple[list[tuple[WorkflowId, Packed]]], gives=list
 REQUEUE = Operation(_requeue, takes=tuple[str], gives=int)
 CATCH_UP = Operation(_catch_up, takes=tuple[()])
 DRAIN = Operation(_drain, takes=tuple[()])
+MOVED = Operation(_moved, takes=tuple[list[ShardRow]])
 
 OPERATIONS = {
     one.name: one
     for one in (
         *(START, START_ONCE, START_CHILD, SUBMIT, SUBMIT_MANY, DELIVER, REVIVE, SEE),
         *(OPEN_BY_REF, WAITING, RESTART, RETRY, RERUN, REMOVE, NOTE, REQUEUE, CATCH_UP, DRAIN),
-        SAVE_SCHEDULE,
+        *(SAVE_SCHEDULE, MOVED),
     )
 }
 

@@ -65,7 +65,7 @@ from cluster.node.poll import HandOver
 from cluster.node.remote import Operation, Seen, pack
 from cluster.sharding.plans import Plans
 from cluster.store.lease_ports import Member
-from cluster.store.ports import OpenSet
+from cluster.store.ports import LogId, OpenSet, ShardRow
 
 __all__ = ["RerunRequest", "Router", "StartWorkflow"]
 
@@ -78,6 +78,7 @@ _WAIT_MS_MAX = 5_000
 _CATCH_UP_MS = 2_000
 _LISTED_MS_MAX = 2_000
 """How long an answer about a schedule waits for the list of schedules."""
+_TOLD_MS_MAX = 2_000
 
 _NOTHING_DONE = (NotOwner, Unreached)
 _UNKNOWN = (Fenced, OutcomeUnknown, StoreFault)
@@ -116,6 +117,7 @@ class Router:
         self._shard_count = shard_count
         self._slots_per_shard = _SLOTS // shard_count
         self._timeout_ms = timeout_ms
+        self._telling: set[asyncio.Future[None]] = set()
         self._owner = Owner(
             home,
             self,
@@ -453,6 +455,31 @@ class Router:
         """What another node's order to drain begins here."""
         self._here.drain = drain
 
+    def hears_by(self, hear: Callable[[Sequence[ShardRow]], None]) -> None:
+        """Who listens when another node tells of shards that have another owner now."""
+        self._here.heard = hear
+
+    def tell_moved(self, rows: Sequence[ShardRow], log_id: LogId | None) -> None:
+        """Have the node of a log, or all others, hear of shards that have another owner now;
+        nobody waits for it."""
+        if self._elsewhere is None:
+            return
+        for member in self._elsewhere.members:
+            if log_id not in (None, member.log):
+                continue
+            telling = asyncio.ensure_future(self._tell_moved(self._elsewhere, member, rows))
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
+
+    async def _tell_moved(
+        self, elsewhere: Elsewhere, member: Member, rows: Sequence[ShardRow]
+    ) -> None:
+        try:
+            await elsewhere.call(member, remote.MOVED, (rows,), timeout_ms=_TOLD_MS_MAX)
+        except ClusterError as failure:
+            # It finds out by itself.
+            log.info("a node did not hear of a move", node=member.node_id, error=failure.message)
+
     async def drain(self, member: Member) -> None:
         """Have another node begin to hand its shards over."""
         if self._elsewhere is None:
@@ -534,6 +561,7 @@ class Router:
         shard = self._here.shard_of(workflow_id)
         # A shard that is served elsewhere is the normal case, and no reason to look again.
         is_known = isinstance(failure, NotOwner)
+        heard = self._elsewhere.heard_of(shard)
         while True:
             left_ms = deadline_ms - self._clock.monotonic_ms()
             if left_ms <= 0:
@@ -542,10 +570,11 @@ class Router:
                 ) from failure
             if not is_known:
                 self._metrics.request_repeats.of(operation.name).inc()
-                await asyncio.sleep(min(pause_ms, left_ms) / 1000)
+                await self._elsewhere.moved(shard, heard, min(pause_ms, left_ms))
                 pause_ms = min(2 * pause_ms, _PAUSE_MS_MAX)
-                await self._elsewhere.refresh()
             is_known = False
+            # What is told while the call is under way counts too.
+            heard = self._elsewhere.heard_of(shard)
             given = operation.repeated(arguments) if is_repeated else arguments
             try:
                 return await self._once(workflow_id, operation, given, shard, left_ms)

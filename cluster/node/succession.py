@@ -1,6 +1,7 @@
 """One incarnation of a node after the other: begun, lost, handed over to other nodes."""
 
 import asyncio
+from collections.abc import Sequence
 
 from cluster.clock import Random
 from cluster.errors import ClusterError, Fenced
@@ -9,7 +10,7 @@ from cluster.node.incarnation import Front, Home, Incarnation
 from cluster.node.poll_book import PollBook
 from cluster.node.summaries import describe_replayed
 from cluster.sharding.takeover import restart
-from cluster.store.ports import LogId
+from cluster.store.ports import LogId, ShardRow
 
 log = get_log(__name__)
 
@@ -91,6 +92,12 @@ class Succession:
         if self.lost is not None:
             raise self.lost
 
+    def hear_of(self, rows: Sequence[ShardRow]) -> None:
+        """Another node tells of shards that have another owner now."""
+        incarnation = self._home.incarnation
+        if incarnation is not None:
+            incarnation.controller.hear_of(rows)
+
     async def hand_over(self) -> None:
         """Answer polls with nothing; in a cluster, have the other nodes take the shards, while
         this one answers still."""
@@ -133,10 +140,11 @@ class Succession:
     async def _leave(self, incarnation: Incarnation) -> None:
         """Take this node's log and name out of the cluster, as far as nothing needs them."""
         await self._front.presence.leave()
+        await self._front.leases.drop(incarnation.own)
+        logs = self._front.stores.logs
+        # Sealed, it is up for claim at once: what could not be handed over waits for no lease.
+        await logs.seal(incarnation.own)
         if incarnation.controller.is_empty.is_set():
-            await self._front.leases.drop(incarnation.own)
-            logs = self._front.stores.logs
-            await logs.seal(incarnation.own)
             await logs.delete(incarnation.own)
 
     def _is_predecessor(self, earlier: LogId) -> bool:

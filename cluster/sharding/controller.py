@@ -1,7 +1,7 @@
 """Sees to it that every shard has an owner: looks at leases, rows and members, decides, acts."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Protocol, TypeVar
@@ -50,6 +50,9 @@ class Holder(Protocol):
     async def give_up(self, shards: Collection[ShardId]) -> None:
         """Stop serving shards and write all of them down. Fenced: the log is lost."""
 
+    async def forget(self, shards: Collection[ShardId]) -> None:
+        """Drop what is in memory of shards that were given up."""
+
     async def finish(self) -> None:
         """Write down all that was decided so far. Fenced: the log is lost."""
 
@@ -70,6 +73,7 @@ class Controller:
         *,
         node_id: str,
         describe: Describe,
+        tell: Callable[[Sequence[ShardRow], LogId | None], None],
         clock: Clock,
         metrics: Metrics,
         ttl_ms: int,
@@ -77,6 +81,8 @@ class Controller:
         poll_ms: int,
         stable_ms: int,
     ) -> None:
+        """`tell(rows, log)` has the node of a log hear that it owns these shards now; `log` None:
+        all others, that they are served here. Hints: they look by themselves too, later."""
         self._holder = holder
         self._stores = stores
         self._leases = leases
@@ -84,6 +90,7 @@ class Controller:
         self._routes = routes
         self._node_id = node_id
         self._describe = describe
+        self._tell = tell
         self._clock = clock
         self._metrics = metrics
         self._ttl_ms = ttl_ms
@@ -110,6 +117,13 @@ class Controller:
         """Give everything up and claim nothing more."""
         self._is_draining = True
         self._news.set()
+
+    def hear_of(self, rows: Sequence[ShardRow]) -> None:
+        """Another node has handed these over to this log, or says that it serves them."""
+        own = self._holder.own
+        self._routes.learn_moved([row for row in rows if row.owner != own])
+        if any(row.owner == own for row in rows):
+            self._news.set()
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -257,12 +271,13 @@ class Controller:
             holder.lose(Fenced(f"shard {row.shard} is owned by {row.owner} in epoch {row.epoch}"))
             return
         if moves.serve:
-            holder.serve(moves.serve)
+            self._serve(moves.serve)
+            self._metrics.shard_moves.of("claimed").inc(len(moves.serve))
         # What nobody owns needs no replay, so it does not wait for one.
         for owner in sorted({row.owner or "" for row in moves.claim}):
             await self._claim([row for row in moves.claim if (row.owner or "") == owner])
         if moves.give_up:
-            await self._give_up(moves.give_up)
+            await self._give_up(moves.give_up, moves.heirs)
         if moves.release:
             await self._release(moves.release)
 
@@ -283,8 +298,13 @@ class Controller:
             _lines.error("shards were not claimed", owner=rows[0].owner, error=fault.message)
             return
         _lines.info("shards were claimed", wanted=len(rows), won=len(won))
-        self._holder.serve(won)
+        self._serve(won)
         self._count(rows, won, stopwatch_s() - began_s)
+
+    def _serve(self, rows: Sequence[ShardRow]) -> None:
+        self._holder.serve(rows)
+        self._routes.learn_moved(rows)
+        self._tell(rows, None)
 
     async def _seal(self, rows: Sequence[ShardRow]) -> None:
         """Close the logs that were seen to be silent, or raise StoreFault: an owner that is heard
@@ -310,14 +330,48 @@ class Controller:
             if not is_released:
                 self._metrics.shard_takeover.of().observe(took_s)
 
-    async def _give_up(self, rows: Sequence[ShardRow]) -> None:
-        # What is written down while they are served does not hold the move up.
-        await self._holder.finish()
+    async def _give_up(self, rows: Sequence[ShardRow], heirs: Mapping[ShardId, LogId]) -> None:
+        holder, shards = self._holder, [row.shard for row in rows]
+        # What is written down while they are served does not hold the move up; the second time
+        # there is only what came during the first.
+        await holder.finish()
+        await holder.finish()
+        began_ms = self._clock.monotonic_ms()
         self._given_up.update({row.shard: row.epoch for row in rows})
-        await self._holder.give_up([row.shard for row in rows])
-        await self._release(rows)
+        await holder.give_up(shards)
+        written_ms = self._clock.monotonic_ms()
+        try:
+            await self._hand_over(rows, heirs)
+        finally:
+            moved_ms = self._clock.monotonic_ms()
+            await holder.forget(shards)
         self._metrics.shard_moves.of("given_up").inc(len(rows))
-        _lines.info("shards were given up", count=len(rows))
+        _lines.info(
+            "shards were given up",
+            count=len(rows),
+            write_ms=written_ms - began_ms,
+            move_ms=moved_ms - written_ms,
+        )
+
+    async def _hand_over(self, rows: Sequence[ShardRow], heirs: Mapping[ShardId, LogId]) -> None:
+        """Write the rows over to the logs that get the shards: that is the claim of their owners,
+        done for them, and one compare-and-set less than to release and to claim."""
+        by_heir: dict[LogId | None, list[ShardRow]] = {}
+        for row in rows:
+            by_heir.setdefault(heirs.get(row.shard), []).append(row)
+
+        async def hand_over(heir: LogId | None, some: Sequence[ShardRow]) -> None:
+            if heir is None:
+                await self._release(some)
+                return
+            stands = await insist(
+                lambda: self._stores.shards.claim(some, heir),
+                clock=self._clock,
+                deadline_ms=self._ttl_ms,
+            )
+            self._tell([row for row in stands if row.owner == heir], heir)
+
+        await asyncio.gather(*(hand_over(heir, some) for heir, some in by_heir.items()))
 
     async def _release(self, rows: Sequence[ShardRow]) -> None:
         await insist(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cluster.ids import ShardId
 from cluster.sharding.ring import desired_owners
@@ -44,9 +44,11 @@ class Moves:
     claim: tuple[ShardRow, ...] = ()
     """Take over, from logs that are gone or from nobody."""
     serve: tuple[ShardRow, ...] = ()
-    """These were claimed, and the answer got lost."""
+    """These were handed over, or were claimed and the answer got lost."""
     give_up: tuple[ShardRow, ...] = ()
-    """Stop serving these, write them down, release them."""
+    """Stop serving these, write them down, hand them over."""
+    heirs: Mapping[ShardId, LogId] = field(default_factory=dict)
+    """Shard → the log that gets it; one that is not in it is released."""
     release: tuple[ShardRow, ...] = ()
     """These are not served: release them, again perhaps."""
     overruled: ShardRow | None = None
@@ -103,10 +105,12 @@ def decide(sight: Sight) -> Moves:
             release.append(row)
         else:
             serve.append(row)
+    now = give_up[:MOVED_AT_ONCE]
     return Moves(
         claim=tuple(claim),
         serve=tuple(serve),
-        give_up=tuple(give_up[:MOVED_AT_ONCE]),
+        give_up=tuple(now),
+        heirs={row.shard: sight.members[desired[row.shard]].log for row in now} if desired else {},
         release=tuple(release),
         is_restless=is_restless or bool(claim or give_up or release),
     )

@@ -1,6 +1,7 @@
 """Which node owns which shard: a copy of the routing table, refreshed by looks and on a miss."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from cluster.ids import ShardId
@@ -18,6 +19,8 @@ class Routes:
         self._owned: dict[ShardId, ShardRow] = {}
         self._by_log: dict[LogId, Member] = {}
         self._refreshing: asyncio.Future[None] | None = None
+        self._heard: Counter[ShardId] = Counter()
+        self._waiting: dict[ShardId, list[asyncio.Future[None]]] = {}
         self.members: Mapping[str, Member] = {}
         """By node id: those that were up at the last look."""
 
@@ -34,6 +37,37 @@ class Routes:
     def learn_rows(self, rows: Sequence[ShardRow]) -> None:
         """Somebody has read the routing table."""
         self._owned = {row.shard: row for row in rows if row.owner is not None}
+
+    def learn_moved(self, rows: Sequence[ShardRow]) -> None:
+        """Their owner says that it serves these from now on: whoever waits for one goes on."""
+        for row in rows:
+            if row.epoch >= self.epoch_of(row.shard):
+                self._owned[row.shard] = row
+            self._heard[row.shard] += 1
+            for waiter in self._waiting.pop(row.shard, ()):
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def heard_of(self, shard: ShardId) -> int:
+        """How often `learn_moved` told of a shard: to be asked for before it is gone to."""
+        return self._heard[shard]
+
+    async def moved(self, shard: ShardId, heard: int, wait_ms: int) -> bool:
+        """Wait until more is heard of a shard than that; False: it was not, for so long."""
+        if self._heard[shard] != heard:
+            return True
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiters = self._waiting.setdefault(shard, [])
+        waiters.append(waiter)
+        try:
+            async with asyncio.timeout(wait_ms / 1000):
+                await waiter
+            return True
+        except TimeoutError:
+            return False
+        finally:
+            if not waiter.done() or waiter.cancelled():
+                waiters.remove(waiter)
 
     def learn_members(self, members: Mapping[str, Member]) -> None:
         """Somebody has read who is up."""

@@ -155,7 +155,8 @@ class ShardTable(Protocol):
         """All shards in order of their number; empty before `create`."""
 
     async def claim(self, rows: Sequence[ShardRow], own: LogId) -> Sequence[ShardRow]:
-        """Each row that still stands as given becomes (own, epoch + 1).
+        """Each row that still stands as given becomes (own, epoch + 1); an owner that gives a
+        shard up does this for the log that gets it.
 
         Returns the rows as they stand now; each is its own compare-and-set, so some may be won
         and others lost. A row that stands at (own, epoch + 1) was won, now or by the attempt

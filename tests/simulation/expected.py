@@ -31,6 +31,7 @@ KINDS = (
     "takeover: by another node",
     "takeover: by the same node",
     "takeover: of nobody's shard",
+    "takeover: handed over",
     "log: sealed",
     "log: truncated",
     "log: deleted",

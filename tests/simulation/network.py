@@ -220,10 +220,16 @@ class StoreServer:
 
     def __init__(self, world: World, ledger: Ledger, shard_count: int) -> None:
         self.service = Service(STORE, StoreFault)
-        self.stores = replace(open_memory(shard_count=shard_count), shards=CountedShardTable(world))
+        self.stores = replace(
+            open_memory(shard_count=shard_count), shards=CountedShardTable(world, self._is_open)
+        )
         self.logs = Archive(world)
         self._ledger = ledger
         run_now(cast(Any, self.stores.shards.create(shard_count)))
+
+    def _is_open(self, log: LogId) -> bool:
+        fence = self.logs.fence(log)
+        return fence is not None and fence.open
 
     @property
     def shard_rows(self) -> Sequence[ShardRow]:
@@ -255,9 +261,10 @@ class StoreServer:
 class CountedShardTable(MemoryShardTable):
     """Counts who takes over from whom."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, is_open: Callable[[LogId], bool]) -> None:
         super().__init__()
         self._world = world
+        self._is_open = is_open
 
     async def claim(self, rows: Sequence[ShardRow], own: LogId) -> Sequence[ShardRow]:
         before = list(await self.rows())
@@ -268,6 +275,8 @@ class CountedShardTable(MemoryShardTable):
                 self._world.note(f"{own} claims {row.shard} of {owner} in epoch {row.epoch}")
                 if owner is None:
                     kind = "of nobody's shard"
+                elif self._is_open(owner):
+                    kind = "handed over"
                 else:
                     is_same = owner.partition("/")[0] == own.partition("/")[0]
                     kind = "by the same node" if is_same else "by another node"

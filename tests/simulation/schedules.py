@@ -206,7 +206,7 @@ SCHEDULES = {
     "double takeover": Schedule(_double_takeover, (_TAKEN, _LOST, "store: late")),
     "there and back": Schedule(_there_and_back, (_TAKEN, _LOST, "store: late")),
     "moved there and back": Schedule(
-        _moved_there_and_back, ("takeover: of nobody's shard", "takeover: by the same node")
+        _moved_there_and_back, ("takeover: handed over", "takeover: by the same node")
     ),
     "truncation during a seal": Schedule(_truncation_during_a_seal, (_TAKEN, "log: truncated")),
     "awake after removal": Schedule(_awake_after_removal, (_TAKEN, _LOST, "log: deleted")),

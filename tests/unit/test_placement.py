@@ -112,6 +112,20 @@ def test_it_gives_up_what_the_ring_desires_for_another() -> None:
     assert shards(moves.give_up) == sorted(set(range(COUNT)) - set(mine("me", "other")))
 
 
+def test_what_it_gives_up_is_handed_to_the_logs_of_those_whom_the_ring_desires() -> None:
+    table = rows(*[ME] * COUNT)
+    moves = decide(sight(table, member("me"), member("other"), member("third", log="third/7")))
+    desired = desired_owners(("me", "other", "third"), shard_count=COUNT)
+    logs = {"other": "other/1", "third": "third/7"}
+    assert moves.heirs == {row.shard: logs[desired[row.shard]] for row in moves.give_up}
+    assert set(moves.heirs.values()) == set(logs.values())
+
+
+def test_where_nobody_is_left_to_have_it_it_is_released() -> None:
+    moves = decide(sight(rows(*[ME] * COUNT), member("me"), is_draining=True))
+    assert (len(moves.give_up), moves.heirs) == (COUNT, {})
+
+
 def test_not_before_the_members_are_stable() -> None:
     moves = decide(sight(rows(*[ME] * COUNT), member("me"), member("other"), is_stable=False))
     assert moves == Moves(is_restless=True)
@@ -232,7 +246,9 @@ def test_with_the_same_view_everything_comes_to_rest_at_the_desired_owners(
                 )
             )
             for row in moves.give_up:
-                table[row.shard] = with_fields(row, owner=None)
+                table[row.shard] = with_fields(
+                    row, owner=moves.heirs[row.shard], epoch=row.epoch + 1
+                )
             for row in moves.claim:
                 table[row.shard] = with_fields(row, owner=own, epoch=row.epoch + 1)
     desired = [f"{owner}/1" for owner in desired_owners("abc", shard_count=COUNT)]

@@ -95,3 +95,40 @@ def test_who_gives_up_does_not_stop_the_reading_for_others() -> None:
         assert owners(routes) == [ONE, None, None, None]
 
     run_virtual(main())
+
+
+def test_who_waits_for_a_shard_goes_on_when_its_owner_says_that_it_serves_it() -> None:
+    async def main() -> None:
+        routes, _, _ = await known(ONE, OTHER)
+        shard = ShardId(2)
+        waiting = asyncio.ensure_future(routes.moved(shard, routes.heard_of(shard), wait_ms=60_000))
+        await asyncio.sleep(0)
+        routes.learn_moved([ShardRow(ShardId(1), OTHER.log, 2)])
+        await asyncio.sleep(1)
+        assert not waiting.done()
+        routes.learn_moved([ShardRow(shard, ONE.log, 2)])
+        assert await waiting
+        assert (routes.owner_of(shard), routes.epoch_of(shard)) == (ONE, 2)
+
+    run_virtual(main())
+
+
+def test_what_was_heard_during_a_call_is_not_waited_for_again() -> None:
+    async def main() -> None:
+        routes, _, _ = await known(ONE, OTHER)
+        shard = ShardId(2)
+        before = routes.heard_of(shard)
+        routes.learn_moved([ShardRow(shard, ONE.log, 2)])
+        assert await routes.moved(shard, before, wait_ms=60_000)
+        assert not await routes.moved(shard, routes.heard_of(shard), wait_ms=10)
+
+    run_virtual(main())
+
+
+def test_old_news_of_a_shard_does_not_replace_what_is_known() -> None:
+    async def main() -> None:
+        routes, _, _ = await known(ONE, OTHER)
+        routes.learn_moved([ShardRow(ShardId(2), ONE.log, 0)])
+        assert routes.owner_of(ShardId(2)) == OTHER
+
+    run_virtual(main())

@@ -17,8 +17,10 @@ class Settled:
         self._positions: dict[LogId, int] = {}
 
     def claimed(self, shard: ShardId, epoch: int, log: LogId) -> None:
-        """`log` owns the shard in this epoch."""
-        self._claims[shard] = (log, epoch)
+        """`log` owns the shard in this epoch, or did so once."""
+        known = self._claims.get(shard)
+        if known is None or known[1] <= epoch:
+            self._claims[shard] = (log, epoch)
 
     def truncated(self, log: LogId, first_segment: int) -> None:
         """All positions before this segment are in the tables."""

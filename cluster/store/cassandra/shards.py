@@ -51,6 +51,10 @@ class CassandraShardTable:
     async def rows(self) -> Sequence[ShardRow]:
         found = await self._session.all(self._rows, (list(range(_PARTS)),))
         rows = [_row(ShardId(shard), owner, epoch) for shard, owner, epoch in found]
+        for row in rows:
+            # Also one that its last owner has handed over to this process.
+            if row.owner is not None:
+                self._settled.claimed(row.shard, row.epoch, row.owner)
         return sorted(rows, key=lambda row: row.shard)
 
     async def claim(self, rows: Sequence[ShardRow], own: LogId) -> Sequence[ShardRow]:
