@@ -35,8 +35,12 @@ class Routes:
         return -1 if row is None else row.epoch
 
     def learn_rows(self, rows: Sequence[ShardRow]) -> None:
-        """Somebody has read the routing table."""
-        self._owned = {row.shard: row for row in rows if row.owner is not None}
+        """Somebody has read the routing table; news of a later epoch may have come meanwhile."""
+        owned = self._owned
+        newest = (
+            known if (known := owned.get(row.shard, row)).epoch > row.epoch else row for row in rows
+        )
+        self._owned = {row.shard: row for row in newest if row.owner is not None}
 
     def learn_moved(self, rows: Sequence[ShardRow]) -> None:
         """Their owner says that it serves these from now on: whoever waits for one goes on."""

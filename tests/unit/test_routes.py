@@ -132,3 +132,16 @@ def test_old_news_of_a_shard_does_not_replace_what_is_known() -> None:
         assert routes.owner_of(ShardId(2)) == OTHER
 
     run_virtual(main())
+
+
+def test_a_reading_that_began_before_the_news_does_not_undo_them() -> None:
+    async def main() -> None:
+        routes, _, _ = await known(ONE, OTHER)
+        shard = ShardId(2)
+        routes.learn_moved([ShardRow(shard, ONE.log, 2)])
+        routes.learn_rows([ShardRow(shard, OTHER.log, 1)])
+        assert (routes.owner_of(shard), routes.epoch_of(shard)) == (ONE, 2)
+        routes.learn_rows([ShardRow(shard, None, 2)])
+        assert routes.owner_of(shard) is None
+
+    run_virtual(main())
