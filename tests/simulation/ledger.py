@@ -88,19 +88,20 @@ class Archive(LogTables):
         super().insert(log, position, entry)
         self.inserted.setdefault(log, {}).setdefault(position, (self._world.now, entry))
 
-    def change_fence(self, log: LogId, expected: Any, wanted: Any) -> bool:
-        changed = super().change_fence(log, expected, wanted)
-        if not changed or wanted is None:
+    def change_fence(self, log: LogId, *arguments: Any, **columns: Any) -> bool:
+        changed = super().change_fence(log, *arguments, **columns)
+        if not changed:
             return changed
-        if wanted.first_segment > (expected.first_segment if expected else 0):
+        fence = self.fences[log]
+        if columns.get("first_segment", 0):
             self._world.count("log: truncated")
-        if not wanted.open:
+        if not fence.open:
             if log not in self.sealed_s:
                 self.sealed_s[log] = self._world.now
                 self._world.count("log: sealed")
                 self._world.note(f"{log} is sealed")
-            if wanted.valid_to is not None:
-                self.ends[log] = wanted.valid_to
+            if fence.valid_to is not None:
+                self.ends[log] = fence.valid_to
         return changed
 
     def drop(self, log: LogId) -> None:

@@ -116,10 +116,11 @@ def _moved_there_and_back(stage: Stage) -> None:
 
 
 def _truncation_during_a_seal(stage: Stage) -> None:
-    """The owner is busy cutting its log, slowly, when another seals it."""
+    """The owner is busy cutting its log, slowly, when another seals it and looks for its end."""
+    slow = ("change fence", "drop segments", "scan")
 
     def script(place: str, name: str) -> str | None:
-        is_slow = name in ("change fence", "drop segments") and stage.world.random.random() < 0.5
+        is_slow = name in slow and stage.world.random.random() < 0.5
         return "slow" if is_slow else None
 
     stage.cluster.store.service.script = script

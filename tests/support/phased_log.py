@@ -6,12 +6,17 @@ the Cassandra one does: append, then check.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeGuard, TypeVar
+
+from msgspec.structs import replace
 
 from cluster.errors import Fenced
 from cluster.store.ports import Fence, LogId, first_position, segment_of
 
 Result = TypeVar("Result")
+
+_NEW = Fence(open=False, first_segment=0, valid_to=None)
+_ABSENT = Fence(open=False, first_segment=0, valid_to=0)
 
 
 class LogTables:
@@ -33,14 +38,15 @@ class LogTables:
     def fence(self, log: LogId) -> Fence | None:
         return self.fences.get(log)
 
-    def change_fence(self, log: LogId, expected: Fence | None, wanted: Fence | None) -> bool:
-        """Compare and set; None: the row is absent."""
-        if self.fences.get(log) != expected:
+    def change_fence(
+        self, log: LogId, only_if: Callable[[Fence | None], bool], **columns: Any
+    ) -> bool:
+        """Compare and set, by column: what the condition does not look at may have changed since
+        the caller read it, and stays as it is."""
+        fence = self.fences.get(log)
+        if not only_if(fence):
             return False
-        if wanted is None:
-            self.fences.pop(log, None)
-        else:
-            self.fences[log] = wanted
+        self.fences[log] = replace(fence or _NEW, **columns)
         return True
 
     def scan(self, log: LogId, after: int, upto: int) -> list[tuple[int, bytes]]:
@@ -54,6 +60,11 @@ class LogTables:
 
     def drop(self, log: LogId) -> None:
         self.entries.pop(log, None)
+
+    def forget_fence(self, log: LogId) -> None:
+        """Compare and set: a log that is open stays."""
+        if is_closed(self.fences.get(log)):
+            del self.fences[log]
 
     def logs(self) -> list[LogId]:
         return list(self.fences)
@@ -81,8 +92,7 @@ class PhasedLogStore:
         self._ask = ask
 
     async def create(self, log: LogId) -> None:
-        opened = Fence(open=True, first_segment=0, valid_to=None)
-        await self._change(log, None, opened)
+        await self._change(log, is_absent, open=True)
 
     async def append(self, log: LogId, position: int, entry: bytes) -> None:
         tables = self._tables
@@ -96,21 +106,17 @@ class PhasedLogStore:
         return await self._ask("fence", lambda: self._tables.fence(log))
 
     async def seal(self, log: LogId) -> Fence:
-        while True:
-            fence = await self.fence(log)
-            if fence is None:
-                return Fence(open=False, first_segment=0, valid_to=0)
-            if fence.open:
-                closed = Fence(open=False, first_segment=fence.first_segment, valid_to=None)
-                if not await self._change(log, fence, closed):
-                    continue
-                fence = closed
-            if fence.valid_to is not None:
-                return fence
-            end = await self._contiguous_end(log, fence.first_segment)
-            ended = Fence(open=False, first_segment=fence.first_segment, valid_to=end)
-            if await self._change(log, fence, ended):
-                return ended
+        await self._change(log, is_open, open=False)
+        fence = await self.fence(log)
+        if fence is None:
+            return _ABSENT
+        if fence.valid_to is not None:
+            return fence
+        end = await self._contiguous_end(log, fence.first_segment)
+        if await self._change(log, is_unfinished, valid_to=end):
+            return replace(fence, valid_to=end)
+        # Another sealer was first: what it recorded counts.
+        return await self.fence(log) or _ABSENT
 
     async def read(
         self, log: LogId, *, after: int, upto: int, bytes_max: int
@@ -124,22 +130,22 @@ class PhasedLogStore:
         return entries
 
     async def advance_first_segment(self, log: LogId, segment: int) -> None:
-        while True:
+        def is_behind(fence: Fence | None) -> bool:
+            return is_open(fence) and fence.first_segment < segment
+
+        if not await self._change(log, is_behind, first_segment=segment):
             fence = await self.fence(log)
-            if fence is None or not fence.open:
+            if not is_open(fence):
                 raise Fenced(f"log {log} is sealed")
-            if fence.first_segment >= segment:
-                break
-            advanced = Fence(open=True, first_segment=segment, valid_to=None)
-            if await self._change(log, fence, advanced):
-                break
         await self._ask("drop segments", lambda: self._tables.drop_segments(log, segment))
 
     async def delete(self, log: LogId) -> None:
         fence = await self.fence(log)
         if fence is not None and fence.valid_to is not None:
             await self._ask("drop", lambda: self._tables.drop(log))
-            await self._change(log, fence, None)
+            await self._ask(
+                "change fence", lambda: self._tables.forget_fence(log), serial=("fence", log)
+            )
 
     async def logs(self) -> Sequence[LogId]:
         return await self._ask("logs", self._tables.logs)
@@ -152,9 +158,31 @@ class PhasedLogStore:
             end += 1
         return end - 1
 
-    async def _change(self, log: LogId, expected: Fence | None, wanted: Fence | None) -> bool:
+    async def _change(
+        self, log: LogId, only_if: Callable[[Fence | None], bool], **columns: Any
+    ) -> bool:
         return await self._ask(
             "change fence",
-            lambda: self._tables.change_fence(log, expected, wanted),
+            lambda: self._tables.change_fence(log, only_if, **columns),
             serial=("fence", log),
         )
+
+
+# -- what a change of a fence may depend on
+
+
+def is_absent(fence: Fence | None) -> bool:
+    return fence is None
+
+
+def is_open(fence: Fence | None) -> TypeGuard[Fence]:
+    return fence is not None and fence.open
+
+
+def is_closed(fence: Fence | None) -> bool:
+    return fence is not None and not fence.open
+
+
+def is_unfinished(fence: Fence | None) -> bool:
+    """Closed, and its end is not recorded yet."""
+    return fence is not None and not fence.open and fence.valid_to is None
