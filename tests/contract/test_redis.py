@@ -402,6 +402,37 @@ async def test_a_push_at_one_node_wakes_a_poll_at_another(kind: str) -> None:
         assert sorted(took)[10] < 0.5, took
 
 
+@pytest.mark.asyncio
+async def test_a_push_and_the_pop_of_a_poll_that_waits_here_are_one_call() -> None:
+    with own("standalone") as servers:
+        async with at(servers) as stores:
+            parked = Parked(stores)
+            await parked.look()
+            counted = _calls(servers)
+            for number in range(20):
+                await push(stores, f"t{number}")
+                await seen(lambda: len(parked.got) > number, within_s=5)  # noqa: B023
+            await asyncio.sleep(0.1)
+            # A few more are those that look around by the clock.
+            assert _calls(servers) - counted <= 25
+            assert parked.woken <= 25, "nobody is woken again for what the pop has found"
+
+
+@pytest.mark.asyncio
+async def test_what_a_pop_leaves_of_a_push_in_the_same_call_is_told() -> None:
+    async with redis.opened("standalone") as stores:
+        queues = stores.queues
+        assert await pop(stores) == []
+        pushing = asyncio.create_task(push(stores, "a", "b", "c"))
+        await asyncio.sleep(0)
+        popped = await queues.pop("mail", count=2, now_ms=T0)
+        assert [one.task_id for one in popped.items] == ["a", "b"]
+        assert popped.again_ms is not None
+        assert popped.again_ms <= T0
+        await pushing
+        assert await pop(stores) == ["c"]
+
+
 @pytest.mark.parametrize("pusher", ["another node", "the node that is woken in vain"])
 @pytest.mark.asyncio
 async def test_a_wake_that_finds_nobody_goes_on_to_the_next(pusher: str) -> None:

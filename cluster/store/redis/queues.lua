@@ -104,6 +104,16 @@ local function wake(queue, at, count)
   end
 end
 
+-- The asking node looks into the queue: what it leaves there it is told by the answer.
+local function heard(queue)
+  for index = #own_wakes - 1, 1, -2 do
+    if own_wakes[index] == queue then
+      table.remove(own_wakes, index + 1)
+      table.remove(own_wakes, index)
+    end
+  end
+end
+
 local function sleep(queue, until_ms)
   local key = prefix .. 'asleep:' .. queue
   call('ZADD', key, until_ms, node)
@@ -321,6 +331,7 @@ function operations.pop(first)
   local count, now = tonumber(words[first + 2]), tonumber(words[first + 3])
   local concurrent, rate, window = tonumber(words[first + 4]), tonumber(words[first + 5]), tonumber(words[first + 6])
   local answer, again, cut, held, quiet_until = { '', '' }, nil, '', 0, nil
+  heard(queue)
   promote(queue, now)
   local room = count
   if concurrent >= 0 then

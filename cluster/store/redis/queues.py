@@ -6,9 +6,10 @@ partitions are spread over the primaries. What a node asks of a partition in one
 is one call of one script (queues.lua, which says what is kept).
 
 Nobody polls Redis for tasks. A pop that leaves a poll waiting notes its node as asleep; a push
-wakes as many sleepers as it brings tasks, and the node itself, if it sleeps too, by the answer. A
-wake that meets no poll goes on to the next sleeper. Once a second each node looks after the queues
-that it sleeps on, because a wake is only a message.
+wakes as many sleepers as it brings tasks, its own node first: there a poll that waits is woken
+before the push is sent, so that the push and its pop are one call. A wake that meets no poll goes
+on to the next sleeper. Once a second each node looks after the queues that it sleeps on, because a
+wake is only a message.
 """
 
 import asyncio
@@ -102,7 +103,14 @@ class RedisTaskQueues:
         """Queue → pops so far, to see whether a wake is followed by one."""
 
     async def push(self, batch: Mapping[str, Sequence[QueueItem]], *, now_ms: int) -> None:
+        self._wake_own(batch)
         await self._tell(_pushes(batch, now_ms))
+
+    def _wake_own(self, pushed: Iterable[str]) -> None:
+        """Whoever waits here looks at once: its pop then goes with the push, in the same call."""
+        for queue in pushed:
+            if queue in self._asleep:
+                self._wake(queue, 0)
 
     async def pop(
         self, queue: str, *, count: int, now_ms: int, limits: Limits | None = None
@@ -149,6 +157,7 @@ class RedisTaskQueues:
         await self._tell(_holds(batch))
 
     async def tell(self, news: QueueNews, *, now_ms: int) -> None:
+        self._wake_own(news.pushed)
         await self._tell(
             chain(
                 _pushes(news.pushed, now_ms),
