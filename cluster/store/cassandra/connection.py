@@ -8,7 +8,9 @@ preparing) stays in its threads, and none of it may be waited for on the loop.
 
 import asyncio
 import ssl
+from collections import deque
 from collections.abc import Callable
+from math import ceil
 from threading import Lock, get_ident
 from typing import Any, ClassVar
 
@@ -19,7 +21,8 @@ _PIECE_BYTES = 64 * 1024
 
 def connection_on(loop: asyncio.AbstractEventLoop) -> type[Connection]:
     """The class of the connections of one session. To be called on the loop's thread."""
-    return type("_OnThisLoop", (_OnLoop,), {"loop": loop, "thread": get_ident()})
+    own = {"loop": loop, "thread": get_ident(), "timers": _Timers(loop)}
+    return type("_OnThisLoop", (_OnLoop,), own)
 
 
 class _OnLoop(Connection):  # type: ignore[misc]
@@ -27,6 +30,7 @@ class _OnLoop(Connection):  # type: ignore[misc]
 
     loop: ClassVar[asyncio.AbstractEventLoop]
     thread: ClassVar[int]
+    timers: "ClassVar[_Timers]"
     is_closed: bool
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -40,7 +44,9 @@ class _OnLoop(Connection):  # type: ignore[misc]
 
     @classmethod
     def create_timer(cls, timeout: float, callback: Callable[[], object]) -> "_Timer":
-        return _Timer(cls, timeout, callback)
+        timer = _Timer(callback)
+        cls._on_loop(cls.timers.add, timeout, timer)
+        return timer
 
     def close(self) -> None:
         with self.lock:
@@ -138,22 +144,43 @@ class _OnLoop(Connection):  # type: ignore[misc]
 class _Timer:
     """Calls back on the loop, unless it is cancelled before."""
 
-    def __init__(
-        self, connection: type[_OnLoop], timeout_s: float, callback: Callable[[], object]
-    ) -> None:
-        self._connection = connection
-        self._handle: asyncio.TimerHandle | None = None
-        self._is_cancelled = False
-        connection._on_loop(self._begin, timeout_s, callback)
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callable[[], object]) -> None:
+        self.callback: Callable[[], object] | None = callback
 
     def cancel(self) -> None:
-        self._is_cancelled = True
-        self._connection._on_loop(self._end)
+        self.callback = None
 
-    def _begin(self, timeout_s: float, callback: Callable[[], object]) -> None:
-        if not self._is_cancelled:
-            self._handle = self._connection.loop.call_later(timeout_s, callback)
 
-    def _end(self) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
+class _Timers:
+    """Timers that are nearly all of one length and nearly all cancelled: a line for each length,
+    with one timer of the loop for its head. Lengths are rounded up to seconds."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._lines: dict[int, deque[tuple[float, _Timer]]] = {}
+
+    def add(self, timeout_s: float, timer: _Timer) -> None:
+        """To be called on the loop."""
+        length_s = ceil(timeout_s)
+        line = self._lines.get(length_s)
+        if line is None:
+            line = self._lines[length_s] = deque()
+            self._loop.call_later(length_s, self._fire, length_s)
+        # Answers come about in the order of requests: the line stays short.
+        while line and line[0][1].callback is None:
+            line.popleft()
+        line.append((self._loop.time() + length_s, timer))
+
+    def _fire(self, length_s: int) -> None:
+        line, now_s = self._lines[length_s], self._loop.time()
+        while line and (line[0][0] <= now_s or line[0][1].callback is None):
+            callback = line.popleft()[1].callback
+            if callback is not None:
+                # Not here: one that fails must not take the others along.
+                self._loop.call_soon(callback)
+        if line:
+            self._loop.call_at(line[0][0], self._fire, length_s)
+        else:
+            del self._lines[length_s]
