@@ -47,11 +47,12 @@ check: setup ## format, lint, types, unit tests and 200 simulated clusters: the 
 contract: setup services ## each store and queue port against every implementation
 	@$(SUITES) contract
 
-guard: setup ## calls, log bytes and SQL per workflow beside a stored reference: fails on +5 %
+guard: setup services ## calls, log bytes, SQL, CQL per workflow beside a stored reference: fails on +5 %
 	@$(SUITES) guard
 
-guard-record: setup ## store what is counted now as the reference
+guard-record: setup services ## store what is counted now as the reference
 	@$(BIN)/python -m tests.guard.guard --record --only embedded
+	@$(BIN)/python -m tests.guard.guard --record --only cluster
 
 conformance: setup services ## the same requests to the real Conductor and to ours
 	@$(SUITES) conformance

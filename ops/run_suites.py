@@ -58,7 +58,14 @@ SUITES = (
             ("python", "-m", "pytest", "-q", "tests/simulation"),
         ),
     ),
-    Suite("guard", 300, commands=(("python", "-m", "tests.guard.guard", "--only", "embedded"),)),
+    Suite(
+        "guard",
+        900,
+        commands=(
+            ("python", "-m", "tests.guard.guard", "--only", "embedded"),
+            ("python", "-m", "tests.guard.guard", "--only", "cluster"),
+        ),
+    ),
     Suite("conformance", 1_000, folder="tests/conformance"),
     Suite("e2e", 1_200, folder="tests/e2e"),
     Suite("chaos", 1_500, folder="tests/chaos"),

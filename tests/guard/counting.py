@@ -4,7 +4,7 @@ import re
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType, FrameType
@@ -18,7 +18,6 @@ _SQL = re.compile(
     r"\s*(?:(INSERT|REPLACE)\b.*?\bINTO|(DELETE)\s+FROM|(UPDATE)|(SELECT)\b.*?\bFROM)\s+(\w+)",
     re.IGNORECASE | re.DOTALL,
 )
-_CQL = re.compile(r"\b(?:(INSERT)\s+INTO|(DELETE).*?\bFROM|(UPDATE)|(SELECT).*?\bFROM)\s+([\w.]+)")
 
 
 class Calls:
@@ -113,35 +112,3 @@ def _sql(statement: str) -> str:
         return statement.split(maxsplit=1)[0].upper()
     *verbs, table = found.groups()
     return f"{next(filter(None, verbs)).upper()} {table}"
-
-
-@contextmanager
-def cql_counted(into: Counter[str]) -> Iterator[None]:
-    """Count the requests of cassandra-driver, by what they carry first."""
-    from cassandra.cluster import Session
-
-    real: Callable[..., Any] = Session.execute_async
-
-    def execute_async(self: Any, query: Any, *arguments: Any, **options: Any) -> Any:
-        into[_cql(query)] += 1
-        return real(self, query, *arguments, **options)
-
-    Session.execute_async = execute_async
-    try:
-        yield
-    finally:
-        Session.execute_async = real
-
-
-def _cql(query: Any) -> str:
-    inside = getattr(query, "_statements_and_parameters", None)
-    if inside is not None:
-        # A prepared statement of a batch is known by its id alone.
-        return "BATCH"
-    prepared = getattr(query, "prepared_statement", None)
-    text = prepared.query_string if prepared is not None else str(query)
-    found = _CQL.search(text)
-    if found is None:
-        return text.split(maxsplit=1)[0]
-    *verbs, table = found.groups()
-    return f"{next(filter(None, verbs))} {table.rpartition('.')[2]}"

@@ -5,7 +5,7 @@
 A node runs in this process on SQLite (with --only cluster one and two nodes on a real Cassandra
 and Redis), and a client in the same event loop drives it in lock-step. Counted per workflow: calls
 of Python functions and of built-in ones on the event loop's thread, bytes and entries of the commit
-log, SQL statements, CQL requests, calls of Redis and the commands in its scripts, calls over links.
+log, SQL statements, writes to Cassandra with their rows and bytes, calls over links.
 A count that is more than 5 % above tests/guard/reference.json fails; one that is as much below
 asks for `make guard-record`. Calls differ between minor versions of Python and are compared only
 with those of the same one. CPU per workflow is that of a round that is not counted, node and
@@ -21,12 +21,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Coroutine, Iterator
-from contextlib import AsyncExitStack, ExitStack, closing, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 from random import Random as SeededRandom
 from typing import Any
 
-import redis
 import uvloop
 
 from cluster.logs import set_up_logs
@@ -35,7 +34,8 @@ from cluster.node.app import Node, running
 from cluster.node.ground import schema
 from cluster.settings import load_settings
 from cluster.sharding import requeue
-from tests.guard.counting import Calls, by_module, cql_counted, sql_counted
+from cluster.store.traffic import Traffic
+from tests.guard.counting import Calls, by_module, sql_counted
 from tests.guard.load import Client, Load
 
 REFERENCE = Path(__file__).parent / "reference.json"
@@ -91,8 +91,6 @@ class Meter:
         self.nodes = nodes
         self.calls = calls
         self.sql: Counter[str] = Counter()
-        self.cql: Counter[str] = Counter()
-        self.redis: Any = None
         self.workflows = 0
         """Of the last round."""
 
@@ -108,19 +106,27 @@ class Meter:
             ),
             "link frames": sum(one.link_frames.of().value for one in metrics),
             "sql statements": sum(n for name, n in self.sql.items() if name not in _BY_THE_CLOCK),
-            "cql requests": sum(n for name, n in self.cql.items() if name not in _BY_THE_CLOCK),
         }
+        for node in self.nodes:
+            _add_traffic(counts, node._gauges._traffic)
         counts |= {f"sql {name}": count for name, count in self.sql.items()}
-        counts |= {f"cql {name}": count for name, count in self.cql.items()}
-        if self.redis is not None:
-            told = self.redis.info("commandstats").items()
-            commands = {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in told}
-            called = commands.get("evalsha", 0) + commands.get("eval", 0)
-            counts["redis calls"] = called
-            counts["redis commands"] = sum(commands.values()) - called - commands.get("info", 0)
         for module, count in by_module(self.calls.python).items():
             counts[f"in {module}"] = count
         return counts
+
+
+def _add_traffic(counts: Counts, traffic: Traffic) -> None:
+    """What was written to Cassandra for the sake of workflows. Reads of what may have changed go
+    by the clock; how much goes into one call of Redis, by when answers come."""
+    for (server, kind), flow in traffic.flows.items():
+        if server == "cassandra" and not kind.startswith("select") and kind != "insert poll_data":
+            for name, count in (
+                ("cql writes", flow.requests),
+                ("cql rows", flow.items),
+                ("cql bytes", flow.sent_bytes),
+                (f"cql {kind}", flow.items),
+            ):
+                counts[name] = counts.get(name, 0) + count
 
 
 def main() -> int:
@@ -224,19 +230,17 @@ async def in_cluster(nodes: int, flags: dict[str, Any], folder: Path) -> dict[st
     meter = Meter([], calls)
     counted: dict[str, Counts] = {}
     async with AsyncExitStack() as stack:
-        stack.enter_context(cql_counted(meter.cql))
         stack.enter_context(calls.counting())
         for number in range(1, nodes + 1):
             own = {"node_id": f"guard-{number}", "data_dir": str(folder / f"guard-{number}")}
             settings = load_settings(flags=flags | own, environ={})
             meter.nodes.append(await stack.enter_async_context(running(settings, random=Seeded())))
         await shared_out(meter.nodes)
-        with closing(redis.Redis.from_url(flags["queue_url"])) as meter.redis:
-            for scenario in SCENARIOS:
-                name = f"cluster of {nodes} {scenario}"
-                counts = await measure(meter, scenario, 10, quiet_s=0.005)
-                counted[name] = {key: counts[key] for key in counts if judged(key, nodes)}
-                print_counts(name, counted[name])
+        for scenario in SCENARIOS:
+            name = f"cluster of {nodes} {scenario}"
+            counts = await measure(meter, scenario, 10, quiet_s=0.005)
+            counted[name] = {key: counts[key] for key in counts if judged(key, nodes)}
+            print_counts(name, counted[name])
     return counted
 
 
@@ -353,14 +357,14 @@ def is_detail(name: str) -> bool:
 
 
 def is_judged(name: str) -> bool:
-    return name in ("sql statements", "cql requests") or not (
+    return name in ("sql statements", "cql writes", "cql rows", "cql bytes") or not (
         name == "cpu ms" or name.startswith(("in ", "sql ", "cql "))
     )
 
 
 def print_growth(name: str, expected: Counts, counts: Counts) -> None:
     """The parts of a sum that grew most."""
-    prefix = {"python calls": "in ", "sql statements": "sql ", "cql requests": "cql "}.get(name)
+    prefix = {"python calls": "in ", "sql statements": "sql ", "cql rows": "cql "}.get(name)
     if prefix is None:
         return
     grown = {
