@@ -1,9 +1,10 @@
-"""Messages between a workflow and relatives that live on another shard.
+"""Messages between a workflow and relatives that it cannot tell in its own commit.
 
-A relative in the same slot is told in the same commit (effect Tell). To one elsewhere a message is
-an Order: a row of the sender, written with the step it comes from, sent after the commit, sent
-again by every new owner, and deleted when the other shard has acknowledged it. A workflow with
-orders left counts as open.
+A relative in the same slot that is in memory is told in the same commit (effect Tell). Who is in
+memory has its parent there too, but not always its children. To any other a message is an Order:
+a row of the sender, written with the step it comes from, sent after the commit, sent again by
+every new owner, and deleted when the target has acknowledged it. A workflow with orders left
+counts as open.
 
 Orders of one sender carry growing marks. Whoever hears the same order twice does it once
 (`heard`), and what a child said before it heard its parent's latest order is out of date
@@ -36,7 +37,7 @@ def start_child(step: Step, task: Task, child: StartChild) -> None:
 def terminate_child(step: Step, task: Task, reason: str) -> None:
     """End the child of a SUB_WORKFLOW task that was closed."""
     child_id = task.sub_workflow_id
-    if same_slot(step.execution.id, child_id):
+    if _is_at_hand(step, child_id):
         event = Terminated(at_ms=step.at_ms, reason=reason, by_parent=True)
         step.effects.append(Tell(child_id, event))
     else:
@@ -47,12 +48,16 @@ def terminate_child(step: Step, task: Task, reason: str) -> None:
 def retry_child(step: Step, task: Task) -> None:
     """Have the failed child of a SUB_WORKFLOW task go on; the task waits for it again."""
     child_id = task.sub_workflow_id
-    if same_slot(step.execution.id, child_id):
+    if _is_at_hand(step, child_id):
         step.effects.append(Tell(child_id, Retried(step.at_ms, by_parent=True)))
-    else:
-        order = Order(child_id, RETRY, task.number)
-        task.asked = _post(step, order)
-        _send(step, task.asked, order)
+        return
+    order = Order(child_id, RETRY, task.number)
+    task.asked = _post(step, order)
+    _send(step, task.asked, order)
+
+
+def _is_at_hand(step: Step, child_id: str) -> bool:
+    return same_slot(step.execution.id, child_id) and step.surroundings.is_in_memory(child_id)
 
 
 def tell_ended(step: Step) -> None:

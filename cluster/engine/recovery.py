@@ -157,6 +157,8 @@ def word_to_parent(
         or task.status is not TaskStatus.IN_PROGRESS
         or parent.is_terminal
         or not child.is_terminal
+        # What it was ordered to do is still on its way.
+        or any(order.target == child.id for order in parent.orders.values())
     ):
         return None
     if child.header.status is not WorkflowStatus.COMPLETED and task.update_ms > child.header.end_ms:

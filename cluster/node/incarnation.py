@@ -443,6 +443,7 @@ class Incarnation:
         return Surroundings(
             environment=settings.environment,
             is_polled=self._is_polled,
+            is_in_memory=self.residents.executions.__contains__,
             types=self._front.task_types,
             executor_lease_ms=settings.system_task_lease_ms,
             task_definitions=self._front.metadata.task_defs_at_hand,
