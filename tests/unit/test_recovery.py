@@ -337,6 +337,7 @@ def test_a_child_that_was_not_told_of_its_parents_end_is_told(
             await life.register(BODIES, TASK_DEFS)
             await life.recovered()
             ids = [await life.start("parent") for _ in range(150)]
+            await life.node.services.catch_up()
         death = Death()
         async with Life(stores, death=death, execution_cache_bytes=1 << 20) as life:
             await life.recovered()
