@@ -21,7 +21,7 @@ from cluster.node.summaries import describe, describe_replayed
 from cluster.settings import Settings
 from cluster.sharding.checkpoint import Checkpoint, Described
 from cluster.sharding.commit_log import CommitLog
-from cluster.sharding.controller import Controller
+from cluster.sharding.controller import Controller, GivenUp
 from cluster.sharding.decisions import Decisions, Sent
 from cluster.sharding.dispatch import Dispatcher, Outside
 from cluster.sharding.idempotency import Keys
@@ -308,14 +308,27 @@ class Incarnation:
         self._timers.serve(shards)
         self.recover(shards)
 
-    async def give_up(self, shards: Collection[ShardId]) -> None:
+    async def give_up(self, shards: Collection[ShardId]) -> GivenUp:
         """Stop serving shards; returns when all that was decided for them is in the stores, and
         another log may claim them. Fenced: the log is lost."""
-        self.shards.give_up(shards)
-        self._timers.give_up(shards, self.shards.is_served)
-        self._unrecovered.difference_update(shards)
-        await self.finish()
+        clock, count = self._front.clock, self._front.settings.shard_count
+        stopped_ms = durable_ms = clock.monotonic_ms()
+
+        async def stop() -> None:
+            nonlocal stopped_ms, durable_ms
+            stopped_ms = clock.monotonic_ms()
+            self.shards.give_up(shards)
+            self._timers.give_up(shards, self.shards.is_served)
+            self._unrecovered.difference_update(shards)
+            await self.commit_log.drain()
+            durable_ms = clock.monotonic_ms()
+
+        def is_among(workflow_id: WorkflowId) -> bool:
+            return shard_of(workflow_id, shard_count=count) in shards
+
+        await self.checkpoint.hand_off(is_among, stop)
         self._dispatcher.forget_unheard()
+        return GivenUp(stopped_ms, durable_ms, clock.monotonic_ms())
 
     async def forget(self, shards: Collection[ShardId]) -> None:
         """Drop what is in memory of shards that were given up; before they are served again."""

@@ -77,6 +77,13 @@ class MergedRows:
                 else:
                     held[row.number] = (row, revision)
 
+    def take(self, is_wanted: Callable[[WorkflowId], bool]) -> "MergedRows":
+        """Part with the rows of some workflows. What entries took is still counted here."""
+        taken = MergedRows()
+        for workflow_id in [one for one in self.workflows if is_wanted(one)]:
+            taken.workflows[workflow_id] = self.workflows.pop(workflow_id)
+        return taken
+
 
 @dataclass(slots=True)
 class _Batch:
@@ -251,37 +258,58 @@ class Checkpoint:
         Fenced: the log is sealed; what was added is written, but nothing was truncated.
         """
         async with self._one_at_a_time:
-            merged, self._merged = self._merged, MergedRows()
-            upto = self._added
-            self._writing_bytes = merged.size
-            self._is_full.clear()
-            count = len(merged.workflows)
-            began_s = stopwatch_s()
-            if count:
-                log.debug("checkpoint begins", upto=upto, workflows=count)
-            try:
-                if count and self._before_write is not None:
-                    await self._before_write()
-                await write_merged(
-                    merged,
-                    self._stores,
-                    self._describe,
-                    clock=self._clock,
-                    deadline_ms=None,
-                    on_batch=lambda workflow_ids: self._on_written(workflow_ids, upto),
-                    by_slot=self._by_slot,
-                )
-            except BaseException:
-                # Cancelled half-way: a later flush must not truncate what was not written.
-                self._merged = _joined(merged, self._merged)
-                raise
-            finally:
-                self._writing_bytes = 0
-            self.written = upto
-            await self._truncate(segment_of(upto + 1))
-            if count:
-                log.debug("checkpoint ended", upto=upto)
-                self._count(merged, stopwatch_s() - began_s)
+            await self._flush()
+
+    async def hand_off(
+        self, is_wanted: Callable[[WorkflowId], bool], stop: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Write down all of some workflows, for whoever owns them next. `stop` sees to it that
+        nothing is added of them any more: between its call and the return of this lies as little
+        as can be, what came of them alone during the flush before it. Fenced as above."""
+        async with self._one_at_a_time:
+            # Both while they are served; the second has only what came during the first.
+            await self._flush()
+            await self._flush()
+            await stop()
+            upto, taken = self._added, self._merged.take(is_wanted)
+            # Nothing is truncated: of the others there is more.
+            await self._write(taken, upto)
+
+    async def _flush(self) -> None:
+        merged, self._merged = self._merged, MergedRows()
+        upto = self._added
+        self._is_full.clear()
+        count = len(merged.workflows)
+        began_s = stopwatch_s()
+        if count:
+            log.debug("checkpoint begins", upto=upto, workflows=count)
+        await self._write(merged, upto)
+        self.written = upto
+        await self._truncate(segment_of(upto + 1))
+        if count:
+            log.debug("checkpoint ended", upto=upto)
+            self._count(merged, stopwatch_s() - began_s)
+
+    async def _write(self, merged: MergedRows, upto: int) -> None:
+        self._writing_bytes = merged.size
+        try:
+            if merged.workflows and self._before_write is not None:
+                await self._before_write()
+            await write_merged(
+                merged,
+                self._stores,
+                self._describe,
+                clock=self._clock,
+                deadline_ms=None,
+                on_batch=lambda workflow_ids: self._on_written(workflow_ids, upto),
+                by_slot=self._by_slot,
+            )
+        except BaseException:
+            # Cancelled half-way: a later flush must not truncate what was not written.
+            self._merged = _joined(merged, self._merged)
+            raise
+        finally:
+            self._writing_bytes = 0
 
     def _count(self, merged: MergedRows, took_s: float) -> None:
         self._metrics.checkpoint_duration.of().observe(took_s)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from cluster.clock import Clock, stopwatch_s
 from cluster.errors import ClusterError, Fenced, StoreFault
@@ -36,6 +36,15 @@ _RESTLESS_MS = 15_000
 _TIDY_MS = 60_000
 
 
+class GivenUp(NamedTuple):
+    """When what happened to shards that were given up, by the monotonic clock."""
+
+    stopped_ms: int
+    durable_ms: int
+    """All that was decided for them is in the log."""
+    written_ms: int
+
+
 class Holder(Protocol):
     """Who serves the shards of one log."""
 
@@ -47,14 +56,11 @@ class Holder(Protocol):
     def serve(self, rows: Sequence[ShardRow]) -> None:
         """Serve shards that were claimed."""
 
-    async def give_up(self, shards: Collection[ShardId]) -> None:
+    async def give_up(self, shards: Collection[ShardId]) -> GivenUp:
         """Stop serving shards and write all of them down. Fenced: the log is lost."""
 
     async def forget(self, shards: Collection[ShardId]) -> None:
         """Drop what is in memory of shards that were given up."""
-
-    async def finish(self) -> None:
-        """Write down all that was decided so far. Fenced: the log is lost."""
 
     def lose(self, lost: Fenced) -> None:
         """The log is lost."""
@@ -332,25 +338,21 @@ class Controller:
 
     async def _give_up(self, rows: Sequence[ShardRow], heirs: Mapping[ShardId, LogId]) -> None:
         holder, shards = self._holder, [row.shard for row in rows]
-        # What is written down while they are served does not hold the move up; the second time
-        # there is only what came during the first.
-        await holder.finish()
-        await holder.finish()
-        began_ms = self._clock.monotonic_ms()
         self._given_up.update({row.shard: row.epoch for row in rows})
-        await holder.give_up(shards)
-        written_ms = self._clock.monotonic_ms()
+        at = await holder.give_up(shards)
         try:
             await self._hand_over(rows, heirs)
         finally:
             moved_ms = self._clock.monotonic_ms()
             await holder.forget(shards)
         self._metrics.shard_moves.of("given_up").inc(len(rows))
+        # What the move took of the time in which nobody serves them.
         _lines.info(
             "shards were given up",
             count=len(rows),
-            write_ms=written_ms - began_ms,
-            move_ms=moved_ms - written_ms,
+            append_ms=at.durable_ms - at.stopped_ms,
+            write_ms=at.written_ms - at.durable_ms,
+            move_ms=moved_ms - at.written_ms,
         )
 
     async def _hand_over(self, rows: Sequence[ShardRow], heirs: Mapping[ShardId, LogId]) -> None:
