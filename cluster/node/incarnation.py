@@ -118,6 +118,8 @@ class Incarnation:
         self._on_lost = on_lost
         self._ended_early = asyncio.Event()
         self._unrecovered: set[ShardId] = set()
+        self._leaving: set[ShardId] = set()
+        """Given up before they were recovered, and not written down yet."""
         self._have_unrecovered = asyncio.Event()
         self._are_effects_out = False
         settings, stores = front.settings, front.stores
@@ -319,6 +321,10 @@ class Incarnation:
             stopped_ms = clock.monotonic_ms()
             self.shards.give_up(shards)
             self._timers.give_up(shards, self.shards.is_served)
+            # Also what is written last says that it was not recovered, for the next owner to do it.
+            self._leaving.update(
+                {*shards} & (self._unrecovered | self._recovery.pending),
+            )
             self._unrecovered.difference_update(shards)
             await self.commit_log.drain()
             durable_ms = clock.monotonic_ms()
@@ -327,6 +333,7 @@ class Incarnation:
             return shard_of(workflow_id, shard_count=count) in shards
 
         await self.checkpoint.hand_off(is_among, stop)
+        self._leaving.clear()
         self._dispatcher.forget_unheard()
         return GivenUp(stopped_ms, durable_ms, clock.monotonic_ms())
 
@@ -430,7 +437,8 @@ class Incarnation:
 
     def _is_unrecovered(self, workflow_id: WorkflowId) -> bool:
         shard = shard_of(workflow_id, shard_count=self._front.settings.shard_count)
-        return shard in self._unrecovered or shard in self._recovery.pending
+        parts = (self._unrecovered, self._recovery.pending, self._leaving)
+        return any(shard in part for part in parts)
 
     def _written(self, workflow_ids: Sequence[WorkflowId], position: int) -> None:
         self.residents.written(workflow_ids, position)
