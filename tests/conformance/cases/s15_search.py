@@ -146,6 +146,8 @@ def only_those_at_the_top(server: Server) -> Json:
 def tasks_are_found_by_fields(server: Server) -> Json:
     some_runs(server)
     done = "taskType = '~a' AND status = 'COMPLETED'"
+    # The real server indexes each task by itself, some time later.
+    server.until(lambda: total(server, "taskType = '~a'", "tasks/search") == 3)
     server.until(lambda: total(server, done, "tasks/search") == 1)
     counts = [
         total(server, query, "tasks/search")
