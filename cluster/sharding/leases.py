@@ -54,6 +54,8 @@ class LeaseKeeper:
         self._on_lost = on_lost
         self._renewed_ms: int | None = None
         """When the last renewal that was acknowledged was sent."""
+        self._began_ms = clock.monotonic_ms()
+        """The log was opened a moment before: others may know it for that much longer."""
         self._doubted_until_ms = 0
         """A seal may be under way of somebody who saw the lease stand still before."""
         self._reading: asyncio.Future[None] | None = None
@@ -120,7 +122,11 @@ class LeaseKeeper:
             attempt_ms=self._renew_ms,
         )
         now_ms, before_ms = clock.monotonic_ms(), self._renewed_ms
-        if before_ms is not None and now_ms - before_ms >= self._ttl_ms:
+        if before_ms is None:
+            stood_still = now_ms - self._began_ms >= self._ttl_ms // 2
+        else:
+            stood_still = now_ms - before_ms >= self._ttl_ms
+        if stood_still:
             # Whoever saw it stand still acts upon that within a TTL or so, or not at all.
             self._doubted_until_ms = now_ms + 2 * self._ttl_ms
         self._renewed_ms = sent_ms

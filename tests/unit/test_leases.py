@@ -281,6 +281,29 @@ def test_memory_is_trusted_for_one_ttl_after_the_last_renewal_was_sent() -> None
     run_virtual(main())
 
 
+def test_who_renews_for_the_first_time_so_late_that_it_may_have_been_given_up_is_not_sure() -> None:
+    async def main() -> None:
+        kept = Kept()
+        renew = kept.leases.renew
+
+        async def lose(log: LogId) -> None:
+            raise Unavailable("away")
+
+        kept.leases.renew = lose  # type: ignore[method-assign]
+        await kept.begin()
+        await asyncio.sleep(TTL_MS / 1000)
+        kept.leases.renew = renew  # type: ignore[method-assign]
+        await asyncio.sleep(RENEW_MS / 1000)
+        assert kept.is_renewed()
+        assert not kept.is_fresh(), "somebody may be about to seal it, or have done so"
+        await asyncio.sleep(2 * TTL_MS / 1000)
+        await kept.keeper.confirm()
+        assert kept.is_fresh()
+        await kept.end()
+
+    run_virtual(main())
+
+
 def test_one_read_of_the_fence_serves_all_who_wait_for_it_to_begin() -> None:
     async def main() -> None:
         kept = await Kept().begin()
