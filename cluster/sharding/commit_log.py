@@ -198,10 +198,10 @@ class CommitLog(Generic[E]):
         self.last_put += 1
         entry: _Entry[E] = _Entry(self.last_put)
         self._gathering = self._pending[self.last_put] = entry
-        if self._wake is not None:
+        if self._wake is not None and not self._wake.done():
             # The append starts once the callbacks that are ready now have put theirs too.
             self._wake.set_result(None)
-            self._wake = None
+        self._wake = None
         return entry
 
     def _expect(self, entry: _Entry[E], took_s: float) -> None:

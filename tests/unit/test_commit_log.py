@@ -330,3 +330,17 @@ async def test_those_who_wait_hear_when_the_log_is_closed() -> None:
     assert node.lost == []
     with fails_fenced():
         node.put(b"b")
+
+
+async def test_who_puts_while_the_log_is_about_to_close_hears_that_it_is_closed() -> None:
+    store = HeldLogStore()
+    node = Node(store)
+    await store.create(LOG)
+    run = asyncio.create_task(node.log.run())
+    await turn()
+    run.cancel()
+    # Its loop, which slept, has not been told yet.
+    waiter = asyncio.create_task(node.log.committed(node.put(b"a")))
+    await asyncio.gather(run, return_exceptions=True)
+    with fails_fenced():
+        await waiter
