@@ -255,9 +255,9 @@ def test_a_job_that_a_crash_interrupts_does_nothing_twice(
     async def second(life: Life) -> None:
         job = await done(life, jobs[0])
         assert job.state == "COMPLETED"
-        assert (job.matched, job.succeeded + job.skipped) == (
-            (150, 150) if fails_again else (100, 100)
-        )
+        # What was restarted has begun after the job, so it is not found once more.
+        found = 150 if fails_again and operation == "retry" else 100
+        assert (job.matched, job.succeeded + job.skipped) == (found, found)
         for one in ids:
             tasks = (await life.show(one))["tasks"]
             attempts = 2 if operation == "retry" else 1
