@@ -65,9 +65,9 @@ def wait_until_served(process: subprocess.Popen[bytes], url: str, limit_s: float
     return False
 
 
-def stop(process: subprocess.Popen[bytes], limit_s: float) -> bool:
-    """End it in good order; False if it had to be killed."""
-    process.terminate()
+def stop(process: subprocess.Popen[bytes], limit_s: float, *, number: int = signal.SIGTERM) -> bool:
+    """End it in good order, by that signal; False if it had to be killed."""
+    process.send_signal(number)
     try:
         process.wait(limit_s)
     except subprocess.TimeoutExpired:
@@ -75,6 +75,14 @@ def stop(process: subprocess.Popen[bytes], limit_s: float) -> bool:
         process.wait()
         return False
     return True
+
+
+def until_interrupted(end: Callable[[], None]) -> None:
+    """Wait for SIGINT or SIGTERM, then `end` what runs."""
+    try:
+        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    finally:
+        end()
 
 
 def free_port() -> int:

@@ -14,7 +14,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from ops.children import die_with_starter, free_port, wait_for
+from ops.children import die_with_starter, free_port, stop, until_interrupted, wait_for
 
 START_S = 60
 STOP_S = 20
@@ -50,12 +50,8 @@ class Database:
         if self.process is None:
             return
         # PostgreSQL takes this for "at once, in order"; MariaDB takes it as well.
-        self.process.send_signal(signal.SIGINT if self.kind == "postgresql" else signal.SIGTERM)
-        try:
-            self.process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        number = signal.SIGINT if self.kind == "postgresql" else signal.SIGTERM
+        stop(self.process, STOP_S, number=number)
         self.process = None
 
     def _start_postgresql(self) -> None:
@@ -163,10 +159,7 @@ def main() -> None:
     database = Database(arguments.kind, arguments.folder.absolute() / arguments.kind)
     database.start()
     print(database.url, flush=True)
-    try:
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
-    finally:
-        database.stop()
+    until_interrupted(database.stop)
 
 
 if __name__ == "__main__":

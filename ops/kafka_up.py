@@ -9,34 +9,19 @@ ${XDG_CACHE_HOME:-~/.cache}/podium. Needs a JDK (17) and mvn.
 """
 
 import argparse
-import fcntl
-import os
-import shutil
-import signal
 import socket
 import subprocess
 import tomllib
 from pathlib import Path
 
-from ops.children import die_with_starter, free_port, wait_for
+from ops.children import die_with_starter, free_port, stop, until_interrupted, wait_for
+from ops.maven_jars import Jars
 
 VERSION: str = tomllib.loads((Path(__file__).parent / "versions.toml").read_text())["kafka"]
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "podium"
+JARS = Jars("kafka", "org.apache.kafka", "kafka_2.13", VERSION)
 START_S = 120
 STOP_S = 30
-FETCH_S = 540
 CLUSTER_ID = "cG9kaXVtLXRlc3RzLTEyMw"
-
-POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
-<modelVersion>4.0.0</modelVersion>
-<groupId>local</groupId><artifactId>kafka-broker</artifactId><version>1</version>
-<packaging>pom</packaging>
-<dependencies><dependency>
-<groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId>
-<version>{version}</version>
-</dependency></dependencies>
-</project>
-"""
 
 CONFIG = """process.roles=broker,controller
 node.id=1
@@ -67,7 +52,7 @@ class Broker:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        fetch()
+        JARS.fetch()
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "server.properties"
         config.write_text(
@@ -94,15 +79,9 @@ class Broker:
         wait_for(self._answers, f"Kafka on port {self.port}", START_S)
 
     def stop(self) -> None:
-        if self.process is None:
-            return
-        self.process.terminate()
-        try:
-            self.process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.process = None
+        if self.process is not None:
+            stop(self.process, STOP_S)
+            self.process = None
 
     def _answers(self) -> bool:
         assert self.process is not None
@@ -113,37 +92,8 @@ class Broker:
 
 
 def java() -> list[str]:
-    classes = f"{jars()}/*"
+    classes = f"{JARS.folder}/*"
     return ["java", "-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-cp", classes]
-
-
-def jars() -> Path:
-    return CACHE / f"kafka-{VERSION}"
-
-
-def fetch() -> None:
-    """Bring the jars of VERSION into the cache, once."""
-    if jars().exists():
-        return
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "kafka.lock").open("w") as lock:
-        # Test suites that begin at the same time fetch once.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if jars().exists():
-            return
-        fresh = CACHE / f"kafka-{VERSION}.part"
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir()
-        (fresh / "pom.xml").write_text(POM.format(version=VERSION))
-        goal = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies"
-        command = ["mvn", "-q", "-B", "-ntp", "-f", str(fresh / "pom.xml"), goal]
-        subprocess.run(
-            [*command, "-DincludeScope=runtime", f"-DoutputDirectory={fresh}"],
-            check=True,
-            timeout=FETCH_S,
-        )
-        # Under its name only when it is whole.
-        fresh.rename(jars())
 
 
 def main() -> None:
@@ -151,16 +101,13 @@ def main() -> None:
     parser.add_argument("command", choices=["fetch", "start"])
     parser.add_argument("--folder", type=Path, default=Path("build/kafka"))
     arguments = parser.parse_args()
-    fetch()
+    JARS.fetch()
     if arguments.command == "fetch":
         return
     broker = Broker(arguments.folder.absolute())
     broker.start()
     print(broker.address, flush=True)
-    try:
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
-    finally:
-        broker.stop()
+    until_interrupted(broker.stop)
 
 
 if __name__ == "__main__":

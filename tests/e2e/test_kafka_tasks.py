@@ -4,7 +4,6 @@ import asyncio
 import atexit
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,16 +43,7 @@ def publish(server: Server, request: Json | None) -> Json:
         "type": "KAFKA_PUBLISH",
         "inputParameters": {"kafka_request": request},
     }
-    body = {"name": "news", "workflowDef": {"name": "news", "version": 1, "tasks": [step]}}
-    workflow_id = server.call("POST", "/api/workflow", json=body).text
-    deadline = time.monotonic() + 120
-    while True:
-        shown = server.json("GET", f"/api/workflow/{workflow_id}")
-        if shown["status"] != "RUNNING":
-            task: Json = shown["tasks"][0]
-            return task
-        assert time.monotonic() < deadline, shown
-        time.sleep(0.05)
+    return server.carry_out(step, patience_s=120)
 
 
 def message(broker: Broker, task: Json) -> Any:

@@ -3,7 +3,6 @@
 import atexit
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -59,16 +58,7 @@ def run(server: Server, connection: str, statement: str, *parameters: Any, **fie
             **fields,
         },
     }
-    body = {"name": "db", "workflowDef": {"name": "db", "version": 1, "tasks": [step]}}
-    workflow_id = server.call("POST", "/api/workflow", json=body).text
-    deadline = time.monotonic() + 60
-    while True:
-        shown = server.json("GET", f"/api/workflow/{workflow_id}")
-        if shown["status"] != "RUNNING":
-            task: Json = shown["tasks"][0]
-            return task
-        assert time.monotonic() < deadline, shown
-        time.sleep(0.02)
+    return server.carry_out(step)
 
 
 def count(task: Json) -> int:

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,6 +63,20 @@ class Server:
         response = self.call(method, path, **options)
         assert response.is_success, response.text
         return response.json() if response.content else None
+
+    def carry_out(self, step: dict[str, Any], *, patience_s: float = 60) -> dict[str, Any]:
+        """The task of a workflow of this one step, when that has ended."""
+        name = step["name"]
+        body = {"name": name, "workflowDef": {"name": name, "version": 1, "tasks": [step]}}
+        workflow_id = self.call("POST", "/api/workflow", json=body).text
+        deadline = time.monotonic() + patience_s
+        while True:
+            shown = self.json("GET", f"/api/workflow/{workflow_id}")
+            if shown["status"] != "RUNNING":
+                task: dict[str, Any] = shown["tasks"][0]
+                return task
+            assert time.monotonic() < deadline, shown
+            time.sleep(0.02)
 
     def raw(self, request: bytes, *, hang_up: bool = False) -> bytes:
         """Send bytes that need not be HTTP; returns all that comes until the server hangs up."""
